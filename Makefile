@@ -1,0 +1,51 @@
+# normrepro: `make help` lists the targets. Each sets up what it needs: a virtual environment in .venv, everything from PyPI.
+PAPER ?= mabn
+SCALE ?= proxy
+SEEDS ?=
+JOBS ?=
+GPUS ?=
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+export OMP_NUM_THREADS ?= 1
+OPTIONS = --scale $(SCALE) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(JOBS),--jobs $(JOBS)) $(if $(GPUS),--gpus $(GPUS))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test test-slow lint report bench
+
+help:  ## Show this list
+	@echo "make <target> [PAPER=mabn] [SCALE=proxy|single_gpu|paper] [SEEDS=n] [JOBS=n] [GPUS=n] [DATA_DIR=folder]"
+	@grep -E '^[a-z%<>-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 34
+	@echo "  e.g. make reproduce-table1, make plan-mabn-table1 SCALE=paper"
+
+setup: $(VENV)/.ready  ## Create .venv and install the project and its tools into it
+
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'Python 3.11 or newer is needed: make PYTHON=python3.12 ...')"
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip
+	@echo "installing torch and the rest from PyPI (about 5 GB, some minutes)"
+	$(PY) -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+reproduce-table%: setup  ## Train what is missing of PAPER's table and render it, e.g. reproduce-table1
+	$(PY) scripts/reproduce.py $(PAPER) table$* $(OPTIONS)
+
+reproduce-%: setup  ## The same for <paper>-table<n>, e.g. reproduce-mabn-table1
+	$(PY) scripts/reproduce.py $(subst -, ,$*) $(OPTIONS)
+
+plan-%: setup  ## Show finished and missing cells, commands and cost, e.g. plan-mabn-table1 SCALE=paper
+	$(PY) scripts/plan.py $(subst -, ,$*) $(OPTIONS)
+
+report: setup  ## Render all tables and their index from results/records.jsonl
+	$(PY) scripts/report.py
+
+test: setup  ## Run the test suite (the slow tests left out)
+	$(PY) -m pytest -m "not slow"
+
+test-slow: setup  ## Run the slow tests
+	$(PY) -m pytest -m slow
+
+lint: setup  ## Check style and formatting
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .

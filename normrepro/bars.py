@@ -1,0 +1,78 @@
+"""The driver's progress bars: one for the table, one for each run under way."""
+
+import sys
+import time
+from collections.abc import Mapping
+
+from tqdm import tqdm
+
+TABLE = "{desc} |{bar}| {postfix}"
+
+
+class Bars:
+    """Bars for a table of runs; without a terminal only one line per ended run."""
+
+    def __init__(self, title: str, total: int, done: int, jobs: int) -> None:
+        """Begin with so many of all runs done, and room for so many side by side."""
+        self.title, self.total, self.before, self.done = title, total, done, done
+        self.ended, self.started = 0, time.monotonic()
+        self.told: dict[int, Mapping[str, float]] = {}
+        self.quiet = not sys.stderr.isatty()
+        self.table = self._bar(0, total=max(total, 1), bar_format=TABLE)
+        self.runs = [self._bar(slot + 1, total=1, bar_format=TABLE) for slot in range(jobs)]
+
+    def _bar(self, position: int, **options: object) -> tqdm:
+        """Make one bar that is redrawn only when asked."""
+        return tqdm(
+            position=position, leave=False, disable=self.quiet, dynamic_ncols=True, **options
+        )
+
+    def show(self, slot: int, run: str, told: Mapping[str, float]) -> None:
+        """Show what the run of a slot told last; nothing yet while it starts."""
+        self.told[slot] = told
+        bar, share = self.runs[slot], fraction(told)
+        bar.n = share
+        bar.set_description_str(f"  {run}", refresh=False)
+        epoch, speed = told.get("epoch", 0), told.get("images_per_second", 0.0)
+        text = f"epoch {epoch}, {speed:,.0f} images/s" if told else "starting"
+        bar.set_postfix_str(text, refresh=False)
+
+    def end(self, slot: int, counted: bool) -> None:
+        """Take the run of a slot off; counted where it left a record."""
+        self.told.pop(slot, None)
+        self.ended += 1
+        self.done += counted
+        self.runs[slot].reset()
+        self.runs[slot].set_description_str("  ", refresh=False)
+
+    def refresh(self) -> None:
+        """Redraw all bars."""
+        speed = sum(told.get("images_per_second", 0.0) for told in self.told.values())
+        self.table.n = self.done + sum(map(fraction, self.told.values()))
+        self.table.set_description_str(f"{self.title} {self.done}/{self.total} runs", refresh=False)
+        self.table.set_postfix_str(f"{speed:,.0f} images/s, ETA {self.eta()}", refresh=False)
+        for bar in (self.table, *self.runs):
+            bar.refresh()
+
+    def eta(self) -> str:
+        """Return the time that is left, by the runs and parts of runs made since the start."""
+        made = self.ended + sum(map(fraction, self.told.values()))
+        if made <= 0:
+            return "?"
+        left = self.total - self.before - made
+        return tqdm.format_interval(left * (time.monotonic() - self.started) / made)
+
+    def say(self, text: str) -> None:
+        """Print a line above the bars."""
+        tqdm.write(text, file=sys.stderr)
+        sys.stderr.flush()
+
+    def close(self) -> None:
+        """Take the bars off the screen."""
+        for bar in (*self.runs, self.table):
+            bar.close()
+
+
+def fraction(told: Mapping[str, float]) -> float:
+    """Return how much of a run is done."""
+    return told["step"] / told["steps"] if told.get("steps") else 0.0

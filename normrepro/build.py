@@ -1,0 +1,121 @@
+"""From a config to the objects of a run: data, model with its norms swapped, task."""
+
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate as hydra_instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from normrepro.config import ConfigError
+from normrepro.data.base import Source, seed_of
+from normrepro.distributed import Ranks
+from normrepro.models import initialize
+from normrepro.norms import Normalizer, convert
+from normrepro.tasks.classification import evaluating
+
+
+
+def instantiate(config: DictConfig, **more: Any) -> Any:
+    """Build what a `_target_` names.
+
+    Raises:
+        ConfigError: The target refuses its arguments, in its own words.
+    """
+    try:
+        return hydra_instantiate(config, **more)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, ConfigError):
+            raise cause from None
+        if isinstance(cause, ValueError | TypeError):
+            raise ConfigError(f"{config.get('_target_')}: {cause}") from error
+        raise
+
+
+def data(cfg: DictConfig, ranks: Ranks) -> Source:
+    """Open the data of a run, and refuse what is not the paper's at the paper's scale."""
+    augment = cfg.recipe.augment
+    options = {k: cfg.data[k] for k in ("root", "size", "workers") if k in cfg.data}
+    source = instantiate(
+        cfg.data.source,
+        seed=cfg.seed,
+        total=cfg.batch.total,
+        rank=ranks.rank,
+        world=ranks.world,
+        device=ranks.device,
+        augment=OmegaConf.to_container(augment) if OmegaConf.is_config(augment) else augment,
+        **options,
+    )
+    if cfg.scale.name == "paper":
+        _require_the_papers(cfg, counts(source))
+    return source
+
+
+def counts(source: Source) -> dict[str, int]:
+    """Return what was read: classes and images."""
+    return {"classes": source.classes, "train": source.train_size, "val": source.val_size}
+
+
+def _require_the_papers(cfg: DictConfig, found: dict[str, int]) -> None:
+    wanted = OmegaConf.to_container(cfg.data.expect)
+    if found != wanted:
+        raise ConfigError(
+            f"scale=paper needs the paper's data, {wanted}; data.root={cfg.data.root} has {found}. "
+            "Set data.root to the full set, or scale=custom (scale=single_gpu in a table)"
+        )
+
+
+def length(cfg: DictConfig, steps_per_epoch: int) -> int:
+    """Return the optimizer steps of a run."""
+    steps = cfg.recipe.steps or cfg.recipe.epochs * steps_per_epoch
+    return min(steps, cfg.scale.max_steps or steps)
+
+
+def model(cfg: DictConfig, classes: int, shape: tuple[int, ...], ranks: Ranks, steps: int) -> nn.Module:
+    """Build a model, initialize it from the seed, put its normalizers in and move it to the device.
+
+    Args:
+        cfg: The run's config.
+        classes: Outputs.
+        shape: (C, H, W) of an image.
+        ranks: The processes; each stands for `batch.devices / world` replicas.
+        steps: Length of the run, for layers with a schedule.
+    """
+    torch.manual_seed(seed_of(cfg.seed, "weights"))
+    net = instantiate(cfg.model.build, num_classes=classes)
+    if not cfg.model.get("pretrained"):
+        net = initialize(net, cfg.recipe.init)
+    example = torch.zeros(2, *shape)
+    _try(net, example, cfg)
+    batchwise = cfg.norm.across_batch
+    group = cfg.batch.norm if batchwise else None
+    replicas = cfg.batch.devices // ranks.world if batchwise else 1
+    try:
+        net = convert(net, OmegaConf.to_container(cfg.norm, resolve=True), group, replicas, example)
+    except (ValueError, InstantiationException) as error:
+        raise ConfigError(f"norm={cfg.norm.name}: {error.__cause__ or error}") from error
+    for layer in net.modules():
+        if isinstance(layer, Normalizer):
+            layer.eval_state, layer.run_length = cfg.eval.state, steps
+    dtype = torch.float64 if cfg.precision == "float64" else torch.float32
+    memory = torch.channels_last if cfg.run.channels_last else torch.contiguous_format
+    return net.to(ranks.device, dtype, memory_format=memory)
+
+
+def _try(net: nn.Module, example: torch.Tensor, cfg: DictConfig) -> None:
+    """Show the untrained model one empty batch, so that a misfit ends here and not in the first step."""
+    with evaluating(net):
+        try:
+            net(example)
+        except (RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"model={cfg.model.name} does not take images of shape {tuple(example.shape[1:])}: {error} "
+                "(data.size and data.channels set the shape; data=digits needs data.channels=3 for RGB models)"
+            ) from error
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """Return a config as plain data, resolved, without Hydra's own node."""
+    return {k: v for k, v in OmegaConf.to_container(cfg, resolve=True).items() if k != "hydra"}

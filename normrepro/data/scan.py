@@ -1,0 +1,92 @@
+"""Read the layout of an ImageNet-format folder and refuse a broken one before training starts.
+
+ROOT/train/<class>/*.jpg and ROOT/val/<class>/*.jpg, the classes sorted by name.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from normrepro.data.base import DataError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+LAYOUT = "expected train/<class>/*.jpg and val/<class>/*.jpg below it"
+REMEDY = "set data.root=<folder> or the environment variable DATA_DIR"
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of one split; paths as a byte array, so that workers share its memory."""
+
+    folder: Path
+    names: list[str]  # of the classes
+    paths: np.ndarray  # (N,) bytes, relative to the folder
+    labels: np.ndarray  # (N,)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def path(self, index: int) -> str:
+        """Return the full path of an image."""
+        return os.path.join(self.folder, os.fsdecode(self.paths[index]))
+
+
+def images_below(folder: str, prefix: str) -> Iterator[str]:
+    """Yield the images of a class folder and its subfolders, sorted, relative to the split."""
+    for entry in sorted(os.scandir(folder), key=lambda e: e.name):
+        if entry.is_dir():
+            yield from images_below(entry.path, f"{prefix}/{entry.name}")
+        elif entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith("."):
+            yield f"{prefix}/{entry.name}"
+
+
+def scan_split(folder: Path) -> Split:
+    """List a split's classes and images; DataError where a class or everything is missing."""
+    entries = os.scandir(folder)
+    names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    if not names:
+        raise DataError(f"no class folders in {folder}: {LAYOUT.replace(' below it', '')}")
+    found = [list(images_below(str(folder / name), name)) for name in names]
+    empty = [name for name, paths in zip(names, found, strict=True) if not paths]
+    if empty:
+        raise DataError(
+            f"{len(empty)} class folder(s) in {folder} hold no images: {shorten(empty)}. "
+            f"Fill or remove them (known: {' '.join(SUFFIXES)})"
+        )
+    labels = np.repeat(np.arange(len(names)), [len(paths) for paths in found])
+    paths = np.array([os.fsencode(path) for of_class in found for path in of_class])
+    return Split(folder, names, paths, labels)
+
+
+def scan(root: str | os.PathLike[str] | None) -> tuple[Split, Split]:
+    """Return the training and validation splits of an ImageNet-format folder.
+
+    Args:
+        root: Folder that holds `train` and `val`.
+    """
+    if root is None:
+        raise DataError(f"data.root is not set: {REMEDY}; {LAYOUT}")
+    top = Path(root).expanduser().resolve()
+    for folder in (top, top / "train", top / "val"):
+        if not folder.is_dir():
+            raise DataError(
+                f"looked for images in {top}, but {folder} is no folder; {LAYOUT}; {REMEDY}"
+            )
+    train, val = scan_split(top / "train"), scan_split(top / "val")
+    if train.names != val.names:
+        only_train = sorted(set(train.names) - set(val.names))
+        only_val = sorted(set(val.names) - set(train.names))
+        raise DataError(
+            f"the classes of train and val differ in {top}: only in train: {shorten(only_train)}; "
+            f"only in val: {shorten(only_val)}. Give both the same class folders, or {REMEDY}"
+        )
+    return train, val
+
+
+def shorten(names: list[str], most: int = 5) -> str:
+    """Join names for a message, the first few of a long list."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return (", ".join(names[:most]) or "none") + more

@@ -1,0 +1,33 @@
+"""Initializations that a recipe can ask for, applied before the norms are swapped."""
+
+from torch import nn
+
+from normrepro.config import ConfigError
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+KINDS = ("default", "kaiming_fan_out")
+
+
+def initialize(model: nn.Module, init: str) -> nn.Module:
+    """Initialize a model in place and return it.
+
+    Args:
+        model: Freshly built model, its norm layers not yet swapped.
+        init: "default" leaves what the model's own code drew. "kaiming_fan_out" draws every
+            convolution from N(0, 2 / (kernel area * output channels / groups)) (He et al. 2015,
+            backward form), sets norms to gamma 1 and beta 0, the last of a residual branch
+            included, and leaves linear layers alone.
+    """
+    if init not in KINDS:
+        raise ConfigError(f"recipe.init={init} is unknown: choose one of {', '.join(KINDS)}")
+    if init == "default":
+        return model
+    for module in model.modules():
+        if isinstance(module, CONVOLUTIONS):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm | nn.GroupNorm) and module.affine:
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+    return model

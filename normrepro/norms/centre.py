@@ -1,0 +1,61 @@
+"""Weight centralization (MABN eq. 18): a convolution that subtracts from each filter its mean.
+
+Two hooks on the convolution put W - mean(W) in place of its weight during its forward, so the module keeps its class, its
+parameters and its state_dict, and gradients flow through the subtraction.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def centred(weight: Tensor) -> Tensor:
+    """Subtract from each output filter its mean over (in / groups, kernel); weight (out, in / groups, *)."""
+    return weight - weight.mean(dim=tuple(range(1, weight.dim())), keepdim=True)
+
+
+def is_centred(conv: nn.Module) -> bool:
+    """Tell whether a module centres its weight."""
+    return _enter in conv._forward_pre_hooks.values()
+
+
+def centre(conv: nn.Module) -> bool:
+    """Make a convolution or linear layer centre its weight; returns False where that would be wrong.
+
+    Filters of a single weight (1x1 depthwise) would become zero, and transposed convolutions keep filters elsewhere.
+    """
+    weight = getattr(conv, "weight", None)
+    if not isinstance(weight, Tensor) or weight.dim() < 2 or math.prod(weight.shape[1:]) == 1:
+        return False
+    if getattr(conv, "transposed", False):
+        return False
+    if not is_centred(conv):
+        conv.register_forward_pre_hook(_enter)
+        conv.register_forward_hook(_leave, always_call=True)
+    return True
+
+
+def _enter(conv: nn.Module, args: Any) -> None:
+    # An instance attribute is found before the parameter of the same name.
+    conv.__dict__["weight"] = centred(conv._parameters["weight"])
+
+
+def _leave(conv: nn.Module, args: Any, output: Any) -> None:
+    conv.__dict__.pop("weight", None)
+
+
+def effective_weight(conv: nn.Module) -> Tensor:
+    """Return the weight that the module computes with, outside of its forward."""
+    return centred(conv.weight) if is_centred(conv) else conv.weight
+
+
+def drop(conv: nn.Module) -> None:
+    """Remove the hooks, after the centred weight was written into the parameter."""
+    for hooks, hook in ((conv._forward_pre_hooks, _enter), (conv._forward_hooks, _leave)):
+        for key in [k for k, h in hooks.items() if h is hook]:
+            del hooks[key]
+            conv._forward_hooks_always_called.pop(key, None)
+
+

@@ -1,0 +1,65 @@
+"""Normalizers that never look across the batch: GN (Wu & He 2018), LN, IN; one signature with the others."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from normrepro.norms.base import Normalizer
+
+
+class GroupNorm(Normalizer):
+    """Group normalization: statistics over (C / groups, *) of one image, the same in training and evaluation.
+
+        y = gamma (x - mu) / sqrt(var + eps) + beta, biased variance, gamma and beta per channel. No state.
+
+    Args:
+        channels: C.
+        group: Accepted for one signature with the batch normalizers; without effect.
+        replicas: Likewise.
+        eps: Added to the variance.
+        affine: Learn gamma and beta.
+        groups: Channel groups; more than C means one channel each, as in XBNBlock's released code.
+
+    Raises:
+        ValueError: `groups` does not divide the channels.
+    """
+
+    across_batch = False
+    linear = False
+
+    def __init__(
+        self,
+        channels: int,
+        group: int | None = None,
+        replicas: int = 1,
+        eps: float = 1e-5,
+        affine: bool = True,
+        groups: int = 32,
+    ) -> None:
+        super().__init__(channels, group, replicas, eps, affine)
+        self.groups = min(groups, channels)
+        if groups < 1 or channels % self.groups:
+            raise ValueError(f"groups={groups} does not divide {channels} channels (norm.layer.groups)")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize x (N, C, *), in training and evaluation alike."""
+        if x.dim() < 2 or x.shape[1] != self.channels:
+            raise ValueError(f"expected (N, {self.channels}, *), got {tuple(x.shape)}")
+        return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
+
+
+class LayerNorm(GroupNorm):
+    """Layer normalization as these papers use it: GroupNorm with one group and gamma, beta per channel."""
+
+    def __init__(
+        self, channels: int, group: int | None = None, replicas: int = 1, eps: float = 1e-5, affine: bool = True
+    ) -> None:
+        super().__init__(channels, group, replicas, eps, affine, groups=1)
+
+
+class InstanceNorm(GroupNorm):
+    """Instance normalization: GroupNorm with one channel per group; affine unless told otherwise."""
+
+    def __init__(
+        self, channels: int, group: int | None = None, replicas: int = 1, eps: float = 1e-5, affine: bool = True
+    ) -> None:
+        super().__init__(channels, group, replicas, eps, affine, groups=channels)

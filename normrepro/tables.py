@@ -1,0 +1,147 @@
+"""Tables of the papers: cells of rows x columns, each a list of overrides and a reported value.
+
+``normrepro.papers`` reads them from their declarations; a figure is a table with a plot. A cell
+finds its run by composing its overrides, so that nothing has to be tagged, matched or parsed.
+"""
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from omegaconf import DictConfig
+
+from normrepro import config
+from normrepro.config import ConfigError
+from normrepro.record import Record
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row or one column: its label, what it adds to the overrides, what the paper reports."""
+
+    key: str
+    label: str
+    overrides: tuple[str, ...]
+    metric: str | None
+    reported: Mapping[str, float | str | None]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a scale puts in the place of the paper's overrides, and how many seeds it asks for."""
+
+    seeds: int
+    base: tuple[str, ...]
+    rows: Mapping[str, tuple[str, ...]]
+    columns: Mapping[str, tuple[str, ...]]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One seed of one entry of a table: the overrides that make its run, and the run's name."""
+
+    row: str
+    column: str
+    seed: int
+    overrides: tuple[str, ...]
+    run: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table or figure of a paper."""
+
+    paper: str
+    short: str
+    name: str  # table1, figure2
+    title: str
+    source: str
+    metric: str
+    unit: str
+    better: str
+    decimals: int
+    delta: str | None
+    tolerance: float | None
+    base: tuple[str, ...]
+    rows: tuple[Line, ...]
+    columns: tuple[Line, ...]
+    scales: Mapping[str, Scale]
+    notes: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """The name of its files: mabn_table1."""
+        return f"{self.paper}_{self.name}"
+
+    @property
+    def label(self) -> str:
+        """Its name for a reader: MABN Table 1."""
+        kind = self.name.rstrip("0123456789")
+        return f"{self.short} {kind.capitalize()} {self.name[len(kind) :]}"
+
+    def scale(self, name: str) -> Scale:
+        """Return what the table declares for a scale."""
+        if name not in self.scales:
+            known = ", ".join(self.scales)
+            raise ConfigError(f"{self.paper} {self.name} has no scale={name}; it has: {known}")
+        return self.scales[name]
+
+    def cells(self, scale: str, seeds: int | Sequence[int] | None = None) -> list[Cell]:
+        """List the cells at a scale for so many seeds (from 0) or for those given, seed by seed."""
+        seeds = self.scale(scale).seeds if seeds is None else seeds
+        seeds = range(seeds) if isinstance(seeds, int) else seeds
+        return [
+            Cell(row.key, column.key, seed, *_seeded(self.overrides(scale, row, column), seed))
+            for seed in seeds
+            for row in self.rows
+            for column in self.columns
+        ]
+
+    def overrides(self, scale: str, row: Line, column: Line) -> tuple[str, ...]:
+        """Put the overrides of an entry together, without its seed; the last of each key wins."""
+        own = self.scale(scale)
+        layers = [self.base, own.base, row.overrides, own.rows.get(row.key, ())]
+        layers += [column.overrides, own.columns.get(column.key, ()), (f"scale={scale}",)]
+        return overlay(layers)
+
+
+def overlay(layers: Iterable[Sequence[str]]) -> tuple[str, ...]:
+    """Join lists of overrides; a later one takes the place of an earlier one with the same key."""
+    merged = {override_key(override): override for layer in layers for override in layer}
+    return tuple(merged.values())
+
+
+def override_key(override: str) -> str:
+    """Return what an override sets: ``batch.norm`` of ``batch.norm=2``."""
+    return override.partition("=")[0].lstrip("+~")
+
+
+def _seeded(overrides: tuple[str, ...], seed: int) -> tuple[tuple[str, ...], str]:
+    """Return the overrides with a seed, and the name of the run that they make."""
+    cfg = _composed(overrides)
+    cfg.seed = seed  # composing anew for every seed would take most of the driver's start
+    return (*overrides, f"seed={seed}"), config.run_name(cfg)
+
+
+@functools.cache
+def _composed(overrides: tuple[str, ...]) -> DictConfig:
+    """Compose an entry's overrides once."""
+    return config.compose(overrides)
+
+
+def collect(
+    table: Table, scale: str, records: Mapping[str, Record]
+) -> dict[tuple[str, str], dict[int, Record]]:
+    """Return every entry's records by seed: seeds declared, and further ones without a gap."""
+    found: dict[tuple[str, str], dict[int, Record]] = {}
+    seed, declared = 0, table.scale(scale).seeds
+    while True:
+        cells = table.cells(scale, [seed])
+        if seed >= declared and not any(cell.run in records for cell in cells):
+            return found
+        for cell in cells:
+            entry = found.setdefault((cell.row, cell.column), {})
+            if cell.run in records:
+                entry[seed] = records[cell.run]
+        seed += 1

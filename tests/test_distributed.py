@@ -1,0 +1,60 @@
+"""World size drops out of the science, and a rank that fails takes the job with it."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import only_run, weights
+
+pytestmark = pytest.mark.dist
+STEPS = ["precision=float64", "recipe.epochs=null", "recipe.steps=30", "batch.total=64", "batch.devices=2"]
+
+
+@pytest.mark.parametrize("norm", ["bn", "mabn"])
+def test_two_processes_train_the_weights_of_two_replicas(
+    start: Callable, tmp_path: Path, norm: str
+) -> None:
+    for processes in (1, 2):
+        done = start(f"norm={norm}", *STEPS, root=f"p{processes}", processes=processes)
+        assert done.returncode == 0, done.stderr
+    one, two = (weights(only_run(tmp_path / f"p{n}")) for n in (1, 2))
+    assert one.keys() == two.keys()
+    assert any(v.dim() > 1 and v.shape[0] == 2 for k, v in one.items() if "running_var" in k)
+    for name in one:
+        scale = one[name].abs().max() if one[name].numel() else 0
+        torch.testing.assert_close(two[name], one[name], rtol=1e-12, atol=float(scale) * 1e-12)
+
+
+def test_a_failing_rank_ends_the_job_with_its_traceback(start: Callable, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(
+        "import os\n"
+        "if os.environ.get('RANK') == '1':\n"
+        "    import builtins, threading\n"
+        "    import normrepro.engine as engine\n"
+        "    real = engine.Trainer.step\n"
+        "    def step(self, x, y):\n"
+        "        if self.state.step == 3:\n"
+        "            raise ArithmeticError('rank 1 breaks here')\n"
+        "        return real(self, x, y)\n"
+        "    engine.Trainer.step = step\n"
+    )
+    begin = time.monotonic()
+    from tests.conftest import ROOT
+
+    done = start("norm=bn", "batch.devices=2", processes=2, PYTHONPATH=f"{site}:{ROOT}")
+    assert done.returncode != 0
+    assert "rank 1 breaks here" in done.stderr
+    assert "Traceback" in done.stderr
+    assert time.monotonic() - begin < 60
+    assert not list((tmp_path / "runs").glob("*/result.json"))
+
+
+def test_a_world_that_does_not_divide_the_devices_is_refused(start: Callable) -> None:
+    done = start("norm=bn", "batch.devices=1", processes=2)
+    assert done.returncode != 0
+    assert "batch.devices=1" in done.stderr

@@ -1,0 +1,129 @@
+"""Tables: every cell composes and is sound, every reported value stands in its paper."""
+
+import re
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from normrepro import config, papers
+from normrepro.config import ConfigError
+from normrepro.tables import collect, overlay, override_key
+from tests import made_up
+
+TABLES = papers.load_all()
+PAPERS = Path(__file__).resolve().parents[2] / "shared" / "papers"
+each_table = pytest.mark.parametrize("table", TABLES, ids=lambda table: table.key)
+
+
+def paper_text(paper: str) -> str:
+    path = PAPERS / f"{paper}.txt"
+    if not path.exists():
+        pytest.skip(f"the text of the paper {paper} is not at hand")
+    return path.read_text(encoding="utf-8")
+
+
+@each_table
+def test_every_cell_composes_and_is_sound(table):
+    for scale in table.scales:
+        cells = table.cells(scale, 1)
+        assert len(cells) == len(table.rows) * len(table.columns)
+        for cell in cells:
+            cfg = config.compose(cell.overrides)
+            config.check(cfg)
+            assert config.run_name(cfg) == cell.run
+            assert cfg.scale.name == scale
+
+
+@each_table
+def test_cells_of_a_table_that_differ_in_the_paper_differ_in_their_run(table):
+    cells = table.cells("paper", 1)
+    metrics = {column.key: column.metric or table.metric for column in table.columns}
+    assert len({(cell.run, metrics[cell.column]) for cell in cells}) == len(cells)
+
+
+@each_table
+def test_every_reported_value_stands_near_the_table_in_the_paper(table):
+    lines = paper_text(table.paper).splitlines()
+    kind, number = re.fullmatch(r"([a-z]+)(\d+)", table.name).groups()
+    caption = re.compile(rf"{kind} {number}[:.]", re.IGNORECASE)
+    at = next(i for i, line in enumerate(lines) if caption.match(line))
+    near = "\n".join(lines[max(0, at - 15) : at + 15])
+    values = [own for row in table.rows for own in row.reported.values() if own not in (None, "-")]
+    assert values
+    for own in values:
+        assert re.search(rf"(?<![\d.]){re.escape(str(own))}0*(?![\d.])", near), own
+
+
+@each_table
+def test_every_row_reports_every_column(table):
+    for row in table.rows:
+        assert set(row.reported) == {column.key for column in table.columns}, row.key
+
+
+def test_the_paper_prints_the_differences_that_mabn_table1_leads_to():
+    table = papers.load_table("mabn", "table1")
+    text = paper_text("mabn")
+    base = table.rows[0].reported["error"]
+    differences = [f"{row.reported['error'] - base:.2f}" for row in table.rows[1:]]
+    assert differences == ["11.81", "6.88", "0.17"]
+    assert all(f"+{difference}%" in text for difference in differences)
+
+
+def test_seeds_come_in_rounds_so_that_a_stopped_table_is_even():
+    table = papers.load_table("mabn", "table1")
+    assert [cell.seed for cell in table.cells("proxy", 2)] == [0] * 4 + [1] * 4
+    assert {cell.seed for cell in table.cells("proxy", [7])} == {7}
+    assert len(table.cells("proxy")) == 4 * table.scales["proxy"].seeds
+
+
+def test_later_overrides_take_the_place_of_earlier_ones():
+    assert overlay([["a=1", "b.c=2"], ["a=3"], ["+d=4"]]) == ("a=3", "b.c=2", "+d=4")
+    assert override_key("++b.c=x=y") == "b.c"
+    assert override_key("~b.c") == "b.c"
+
+
+def test_collect_takes_declared_seeds_and_those_that_follow_without_a_gap():
+    table = papers.load_table("mabn", "table1")
+    declared = table.scales["proxy"].seeds
+    seeds = [0, declared, declared + 2]  # the last follows after a gap
+    found = collect(
+        table,
+        "proxy",
+        {cell.run: made_up.record(cell, 1.0) for cell in table.cells("proxy", seeds)},
+    )
+    assert {tuple(entry) for entry in found.values()} == {(0, declared)}
+
+
+def declared_paper() -> dict:
+    path = Path(papers.__file__).parent / "mabn.yaml"
+    return OmegaConf.to_container(OmegaConf.load(path))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.update(colums={}), "unknown colums"),
+        (lambda t: t.pop("metric"), "lacks metric"),
+        (lambda t: t.update(better="smaller"), "lower or higher"),
+        (lambda t: t.update(delta="bn_large"), "bn_large"),
+        (lambda t: t["rows"]["bn_small"].update(reported={"eror": 1.0}), "eror"),
+        (lambda t: t["rows"]["bn_small"].pop("label"), "lacks label"),
+        (lambda t: t["scales"]["proxy"].update(rows={"bn_big": []}), "bn_big"),
+        (lambda t: t["scales"]["proxy"].pop("seeds"), "lacks seeds"),
+    ],
+)
+def test_a_slip_in_a_declaration_is_an_error_that_names_it(change, message):
+    content = declared_paper()
+    change(content["tables"][1])
+    with pytest.raises(ConfigError, match=message):
+        papers.parse("mabn", content)
+
+
+def test_unknown_names_list_the_known_ones():
+    with pytest.raises(ConfigError, match="mabn"):
+        papers.load("mban")
+    with pytest.raises(ConfigError, match="table1"):
+        papers.load_table("mabn", "table99")
+    with pytest.raises(ConfigError, match="it has: paper"):
+        papers.load_table("mabn", "table1").cells("smoke")

@@ -1,0 +1,124 @@
+"""Train one run or a sweep of runs. `python train.py --help` is written for a person."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import sys
+from typing import NoReturn
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from normrepro.cli import check_command_line, help_page
+from normrepro.config import (
+    ConfigError,
+    check,
+    rank,
+    register_resolvers,
+    run_dir,
+    run_name,
+    world_size,
+)
+
+log = logging.getLogger("train")
+failed: list[str] = []  # the names of a sweep's failed runs
+
+
+def finished(cfg: DictConfig) -> float | None:
+    """Return the metric of a run that is done, or None; a diverged run is done too."""
+    path = run_dir(cfg) / "result.json"
+    if cfg.run.eval is not None or not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as broken:
+        raise ConfigError(f"{path} is damaged ({broken}): delete it to train again") from broken
+    error = float(record["metrics"].get("error", math.nan))
+    log.info("%s is finished (error %.4g): nothing to do", run_name(cfg), error)
+    return error
+
+
+def train(cfg: DictConfig) -> float:
+    """Check, then train, unless the run is finished."""
+    check(cfg, world_size())
+    done = finished(cfg)
+    if done is not None:
+        return done
+    from normrepro import engine  # here, because torch takes seconds and a typo should not
+
+    try:
+        return engine.run(cfg)
+    except ConfigError as error:
+        if distributed():  # perhaps only this rank lacks the data, and the others wait for it
+            log.error("error: rank %d: %s", rank(), error)
+            end_process(2)
+        raise
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="config")
+def job(cfg: DictConfig) -> float:
+    """One run; what goes wrong in one run of a sweep does not stop the others."""
+    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    try:
+        return train(cfg)
+    except ConfigError as error:
+        log.error("error: %s", error)
+        if not sweep:
+            raise SystemExit(2) from None
+        failed.append(run_name(cfg))
+        raise
+    except Exception:
+        if distributed() or world_size() > 1:
+            log.exception("rank %d failed in %s", rank(), run_name(cfg))
+            end_process(1)
+        if sweep:
+            log.exception("%s failed", run_name(cfg))
+            failed.append(run_name(cfg))
+        raise
+
+
+def distributed() -> bool:
+    """Whether other processes wait for this one; never imports torch."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.distributed.is_available():
+        return False
+    return bool(torch.distributed.is_initialized())
+
+
+def end_process(code: int) -> NoReturn:
+    """Die at once: the other ranks sit in a collective until torchrun sees this one's end."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def main() -> None:
+    """Check the command line and hand it to Hydra."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(help_page())
+        return
+    try:
+        sweep = check_command_line(sys.argv[1:])
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    if sweep:
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # lets the first failure through to the lines below
+    try:
+        job()
+    except Exception:
+        if not failed:
+            raise
+        sys.exit(f"error: {len(failed)} of the sweep's runs failed: {', '.join(failed)}")
+
+
+register_resolvers()
+
+if __name__ == "__main__":
+    main()
