@@ -16,10 +16,10 @@ from tests.conftest import SMALL, command, environment, only_run, result, same_b
 RUN = ["norm=mabn", "recipe.epochs=6", "run.save_every=0"]  # 48 steps, a checkpoint after each
 
 
-def kill_somewhere(arguments: list[str], folder: Path, delay: float) -> None:
+def kill_somewhere(arguments: list[str], folder: Path, delay: float, **env: str) -> None:
     """Start a run, let it pass its first checkpoint, and kill -9 it a little later."""
     child = subprocess.Popen(
-        command(arguments), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command(arguments), env=environment(**env), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 60
     while not list(folder.glob("*/last.pt")) and time.monotonic() < deadline:

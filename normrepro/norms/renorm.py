@@ -5,7 +5,7 @@ from torch import Tensor
 
 from normrepro.norms import core
 from normrepro.norms.base import Normalizer, Stats, across_calls
-from normrepro.norms.batch import bessel_factor, group_moments
+from normrepro.norms.batch import group_moments
 
 LIMITS = ("constant", "ioffe", "fractions")
 
@@ -32,7 +32,7 @@ class BatchRenorm(Normalizer):
         limits: "constant"; or "ioffe": r_max = 1 and d_max = 0 for `starts[0]` steps, then linear, r reaching its limit
             at step `starts[1]` and d at `starts[2]`; or "fractions": the same, with `starts` as fractions of `run_length`.
         starts: The three points (start, r, d) of the schedule; None takes Ioffe's 5000, 40000, 25000 steps.
-        ema: "std" or "var".
+        ema: "std" or "var" (the biased variance).
 
     Raises:
         ValueError: Unknown `limits` or `ema`, r_max < 1, d_max < 0, or "fractions" without a run length in training.
@@ -84,12 +84,11 @@ class BatchRenorm(Normalizer):
         sigma = (var + self.eps).sqrt()
         with torch.no_grad():
             r, d = (v.view(rows, -1) for v in self._correction(self.per_replica(mean), self.per_replica(sigma)))
-        spread = sigma if self.ema == "std" else var * bessel_factor(x, rows)
         self.observe(
             x,
             {
                 "mean": self.per_replica(mean).mean(1),
-                self.ema: self.per_replica(spread).mean(1),
+                self.ema: self.per_replica(sigma if self.ema == "std" else var).mean(1),
             },
         )
         return core.Normalize.apply(x, self.weight, self.bias, mean, 1 / sigma, r, d, core.own)

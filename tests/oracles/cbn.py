@@ -27,8 +27,8 @@ class Slice:
 class CBN(Oracle):
     """Cross-iteration batch norm (eqs. 7 to 12), the convolution's output normalized by k groups.
 
-    Earlier groups enter as constants, moved to the present weights by a Taylor expansion of `order` 0, 1 or 2
-    (2 is exact). Nothing is recorded during burn-in; afterwards the window grows from 1 to k.
+    Earlier groups enter as constants, moved to the present weights by a Taylor expansion of `order`
+    0, 1 or 2 (2 is exact). Nothing is recorded during burn-in; afterwards the window grows to k.
     Running statistics come from the current batch, the variance unbiased.
     """
 

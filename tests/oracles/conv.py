@@ -1,4 +1,4 @@
-"""A convolution (or linear layer) as plain products of patches with filters; cross-iteration norm needs both."""
+"""A convolution (or linear layer) as plain products of patches with filters, for CBN."""
 
 import itertools
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Conv:
-    """x_o = sum over a patch of w_o p + b_o, for any number of spatial axes; none is a linear layer.
+    """x_o = w_o . patch + b_o, for any number of spatial axes; none is a linear layer.
 
     Patches are (conv groups, D, images x positions) with D = C_in / groups * kernel size.
     """
@@ -32,7 +32,7 @@ class Conv:
         return tuple(n // self.stride + 1 for n in free)
 
     def windows(self, x: Tensor, kernel: tuple[int, ...]) -> Iterator[tuple[int, tuple]]:
-        """Yield each kernel position's number and the index of the padded values that it touches."""
+        """Yield each kernel position and the index of the padded values that it touches."""
         out = self.out_size(x, kernel)
         for k, offset in enumerate(itertools.product(*(range(size) for size in kernel))):
             starts = [self.dilation * o for o in offset]

@@ -13,8 +13,9 @@ class EvalNorm(BatchNorm):
     """EvalNorm (eqs. 5, 6, 9) with alpha and beta learned online.
 
     mu^ = a mu_i + (1-a) mu_E,  var^ = b var_i + (1-b) var_E + b (1-b) (mu_i - mu_E)^2 for image i.
-    After each step's EMA update: one plain gradient step on the mean of |stop[(x - mu_B)/sigma_B] - (x - mu^)/sigma^|
-    over a device's images, the gradients averaged over devices, the result clipped to [0, 1].
+    After each step's EMA update: one plain gradient step on the mean of
+    |stop[(x - mu_B)/sigma_B] - (x - mu^)/sigma^| over a device's images, the gradients averaged
+    over devices, the result clipped to [0, 1].
 
     Args:
         rate: Learning rate of a and b.

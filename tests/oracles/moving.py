@@ -1,4 +1,4 @@
-"""Reference for MABN's ablations (Tables 2 and 4): each structure with moving statistics in FP and in BP."""
+"""Reference for MABN's ablations (Tables 2, 4): a structure with moving statistics in FP and BP."""
 
 from typing import Any
 
@@ -8,18 +8,18 @@ from torch import Tensor
 from .base import Oracle
 from .layout import average, mean, variance
 
-State = dict[str, list[Tensor]]
-
 
 class MovingNorm(Oracle):
-    """The vanilla or modified structure with statistics from the batch, an SMA or an EMA, in FP and in BP.
+    """The vanilla or modified structure with statistics from the batch, an SMA or an EMA.
 
-    Forward statistics are (mu, sigma^2), or chi^2 alone (modified). Y = (X - mu)/sigma, Yhat = r Y + d.
-    batch: the group's own, r = 1, d = 0. sma: the mean of the last m groups, this one included, in the place
-    of the group's own. ema: the group's own in Y, then r and d towards the EMA before this step (eq. 14, 19).
+    Forward statistics are mu and sigma^2 (vanilla), or chi^2 alone (modified).
+    Y = (X - mu)/sigma, Yhat = r Y + d, where `forward_by` is
+        batch: the group's own, r = 1, d = 0;
+        sma: the mean of the last m groups, this one included, in place of the group's own;
+        ema: the group's own in Y, then r and d towards the EMA before this step (eqs. 14, 19).
     Backward statistics are g = mean(dL/dY) (vanilla only) and Psi = mean(Y dL/dY):
-    dL/dX = (dL/dY - g - Y Psi)/sigma with the group's own, the SMA (eq. 13), or the EMA that this step's mean
-    over groups has moved (eq. 12), from zero.
+    dL/dX = (dL/dY - g - Y Psi)/sigma, where `backward_by` takes the group's own, the SMA (eq. 13),
+    or the EMA (eq. 12) from zero, this step's mean over groups included.
     """
 
     def __init__(
@@ -44,19 +44,20 @@ class MovingNorm(Oracle):
         }
 
     def sma(self, name: str, own: Tensor, device: int, new: list[Tensor]) -> Tensor:
-        """Mean of the last m values: committed ones, earlier groups of this step, the group's own."""
+        """Mean of the last m values: committed, of earlier groups of this step, the group's own."""
         values = [*self.past[name][device], *new, own.reshape(-1)]
         return average(values[-self.memory :])[:, None]
 
     def normalize(self, x: Tensor, device: int) -> dict[str, Any]:
         center = mean(x) if self.vanilla else torch.zeros_like(mean(x))
         spread = variance(x) if self.vanilla else mean(x**2)
-        seen = {"mean": center, "spread": spread}
+        own = {"mean": center, "spread": spread}
         if self.forward_by == "sma":
             center, spread = (
-                self.sma(name, own, device, self.of_device(name, device))
-                for name, own in seen.items()
+                self.sma(name, value, device, self.of_device(name, device))
+                for name, value in own.items()
             )
+        used = {"used_mean": center, "used_spread": spread}
         sigma = (spread + self.eps).sqrt()
         y = (x - center) / sigma
         r, d = torch.ones_like(sigma), torch.zeros_like(sigma)
@@ -66,7 +67,7 @@ class MovingNorm(Oracle):
             if self.vanilla:
                 gap = (center - self.ema["mean"][device][:, None]) / scale
                 d = gap.clamp(-self.d_max, self.d_max)
-        return {"xhat": r * y + d, "y": y, "r": r, "sigma": sigma, **seen}
+        return {"xhat": r * y + d, "y": y, "r": r, "sigma": sigma, **own, **used}
 
     def backward(self, gz: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
         """Note every group's own g and Psi first, since the EMA moves by their mean."""
@@ -90,13 +91,14 @@ class MovingNorm(Oracle):
             return kept[name]
         if self.backward_by == "ema":
             return self.moved(name, device)[:, None]
-        mine = [k for k in self.kept if device in k["devices"]]
-        earlier = [k[name].reshape(-1) for k in mine[: mine.index(kept)]]
-        return self.sma(name, kept[name], device, earlier)
+        start = kept["rows"].start
+        mine = [k for k in self.kept if device in k["devices"] and k["rows"].start < start]
+        return self.sma(name, kept[name], device, [k[name].reshape(-1) for k in mine])
 
     def moved(self, name: str, device: int) -> Tensor:
-        """The EMA after this step."""
-        new = average(self.of_device(name, device))
+        """The EMA after this step; forward statistics enter it as the forward used them."""
+        source = f"used_{name}" if name in ("mean", "spread") else name
+        new = average(self.of_device(source, device))
         return (1 - self.momentum) * self.ema[name][device] + self.momentum * new
 
     def commit(self) -> None:

@@ -1,0 +1,151 @@
+"""The driver, with real processes that train nothing: skipping, failing, stopping, going on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from normrepro import bars, driver
+from normrepro.record import read_records
+
+pytestmark = pytest.mark.dist
+ROOT = Path(__file__).resolve().parents[1]
+# Stands for train.py: tells its progress, then leaves a record, fails, or waits for ever.
+CHILD = """
+import json, os, sys, time
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from normrepro import config, record
+cfg = config.compose(sys.argv[1:])
+folder = config.run_dir(cfg)
+with open(folder / "started", "a") as file:
+    print(os.getpid(), file=file)
+pipe = int(os.environ["NORMREPRO_PROGRESS_FD"])
+for step in (1, 2):
+    line = dict(step=step, steps=2, epoch=1, images_per_second=100.0)
+    os.write(pipe, (json.dumps(line) + chr(10)).encode())
+mode = Path({mode!r}).read_text()
+if mode == "wait":
+    time.sleep(600)
+if mode == cfg.norm.name:
+    sys.exit("this norm is broken today")
+record.write_json(folder / "result.json", dict(
+    run=config.run_name(cfg), status="finished", scale="proxy", config=dict(seed=cfg.seed),
+    metrics=dict(error=float(cfg.batch.norm)), history=[], data=dict(classes=10, train=1, val=1),
+    environment=dict(), seconds=1.0, notes=[]))
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    """A function that starts the driver; its children do what the file `mode` says."""
+    child = tmp_path / "child.py"
+    child.write_text(CHILD.format(root=str(ROOT), mode=str(tmp_path / "mode")))
+
+    def run(mode: str) -> subprocess.Popen[str]:
+        (tmp_path / "mode").write_text(mode)
+        return subprocess.Popen(
+            [
+                *[sys.executable, str(ROOT / "scripts" / "reproduce.py"), "mabn", "table1"],
+                *["--seeds", "1", "--jobs", "2", "--train", str(child)],
+                *["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")],
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return run
+
+
+def starts(tmp_path: Path) -> dict[str, list[int]]:
+    """The processes that each run had."""
+    files = (tmp_path / "runs").glob("*/started")
+    return {file.parent.name: list(map(int, file.read_text().split())) for file in files}
+
+
+def test_a_table_is_made_and_made_again_without_training(start, tmp_path):
+    out, err = start("train").communicate(timeout=120)
+    assert "| BN (Regular) | 32.00 (n = 1) |" in out, err
+    assert "[4/4]" in err
+    written = {
+        path: path.read_bytes() for path in (tmp_path / "results").rglob("*") if path.is_file()
+    }
+    process = start("train")
+    again, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert again == out
+    assert all(len(pids) == 1 for pids in starts(tmp_path).values())
+    assert all(path.read_bytes() == before for path, before in written.items())
+
+
+def test_a_failed_run_stops_no_other_and_is_shown(start, tmp_path):
+    process = start("brn")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "3 of 4 cells" in out
+    assert "this norm is broken today" in err
+    assert len(read_records(tmp_path / "results" / "records.jsonl")) == 3
+    process = start("train")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "4 of 4 cells" in out
+    assert sorted(len(pids) for pids in starts(tmp_path).values()) == [1, 1, 1, 2]
+
+
+def test_a_stopped_driver_leaves_no_process(start, tmp_path):
+    process = start("wait")
+    deadline = time.monotonic() + 60
+    while len(starts(tmp_path)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "goes on where this one ended" in err
+    pids = [pid for pids in starts(tmp_path).values() for pid in pids]
+    assert len(pids) == 2
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_progress_in_pieces_is_put_together():
+    ours, theirs = os.pipe()
+    job = driver.Job(None, 0, None, ours)
+    text = json.dumps({"step": 3, "steps": 4}).encode() + b"\n"
+    os.write(theirs, b"not json\n" + text[:9])
+    driver.listen([job])
+    assert job.told == {}
+    os.write(theirs, text[9:])
+    driver.listen([job])
+    assert job.told == {"step": 3, "steps": 4}
+    os.close(theirs)
+    driver.listen([job])
+    assert not job.open
+    os.close(ours)
+
+
+def test_the_time_left_counts_parts_of_runs_and_not_what_was_there_before(monkeypatch):
+    clock = iter([100.0, 160.0, 160.0])
+    monkeypatch.setattr(bars.time, "monotonic", lambda: next(clock))
+    shown = bars.Bars("a table", total=6, done=2, jobs=2)
+    assert shown.eta() == "?"
+    shown.show(0, "a", {"step": 50, "steps": 100})  # resumed half way
+    assert shown.eta() == "?"
+    shown.show(0, "a", {"step": 75, "steps": 100})
+    assert shown.eta() == "13:00"  # a quarter of a run took 60 s; 3.25 runs are left
+    shown.end(0, counted=True)
+    assert shown.eta() == "06:00"  # half a run in 60 s; 3 are left
+    shown.close()
+
+
+def test_slots_share_the_gpus_in_turn(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    found = [driver.environment(slot, 2)["CUDA_VISIBLE_DEVICES"] for slot in range(3)]
+    assert found == ["4,5", "6,7", "4,5"]
+    assert driver.environment(1, 4)["CUDA_VISIBLE_DEVICES"] == "4,5,6,7"

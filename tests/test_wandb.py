@@ -1,0 +1,100 @@
+"""W&B is a mirror: one run per run, across resume and sweeps, and no condition for anything."""
+
+import struct
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from normrepro.config import compose
+from normrepro.wandb_log import choose_mode, labels
+from tests.conftest import SMALL, only_run
+from tests.test_resume import kill_somewhere
+
+
+def chunks(content: bytes) -> Iterator[bytes]:
+    """Cut a .wandb file into its records: LevelDB's log format, after a header of 7 bytes."""
+    block, position, record = 32768, 7, b""
+    while position + 7 <= len(content):
+        if block - position % block < 7:
+            position += block - position % block
+        size, kind = struct.unpack_from("<HB", content, position + 4)
+        record += content[position + 7 : position + 7 + size]
+        position += 7 + size
+        if kind in (1, 4):  # a whole record, or its last part
+            yield record
+            record = b""
+
+
+def history(folder: Path) -> list[dict[str, str]]:
+    """Read the rows of the only offline W&B run below a run's directory."""
+    from wandb.proto import wandb_internal_pb2
+
+    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+    rows = []
+    for chunk in chunks(file.read_bytes()):
+        line = wandb_internal_pb2.Record()
+        line.ParseFromString(chunk)
+        if line.WhichOneof("record_type") == "history":
+            rows.append({i.key or i.nested_key[0]: i.value_json for i in line.history.item})
+    return rows
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_one_offline_run_with_every_epoch_once_also_across_a_kill(
+    start: Callable, tmp_path: Path
+) -> None:
+    arguments = ["norm=mabn", "recipe.epochs=6", "run.save_every=0"]
+    root = tmp_path / "runs"
+    kill_somewhere([*SMALL, *arguments, f"run.root={root}"], root, 0.3, WANDB_MODE="offline")
+    done = start(*arguments, WANDB_MODE="offline")
+    assert "goes on at step" in done.stderr, done.stderr
+    rows = history(only_run(root))
+    assert [row["epoch"] for row in rows] == [str(i) for i in range(1, 7)]
+    assert {"lr", "train_loss", "loss", "error", "images_per_second"} <= rows[0].keys()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_sweep_has_one_wandb_run_per_run(start: Callable, tmp_path: Path) -> None:
+    done = start("-m", "norm=bn,gn", "norm.layer.momentum=0.1", "scale=smoke", WANDB_MODE="offline")
+    assert done.returncode != 0  # GroupNorm has no momentum: its job fails, and W&B's run is closed all the same
+    done = start("-m", "norm=bn,mabn", "scale=smoke", WANDB_MODE="offline")
+    assert done.returncode == 0, done.stderr
+    folders = [p for p in (tmp_path / "runs").iterdir() if (p / "result.json").exists()]
+    assert len(folders) == 2
+    assert all(len(history(folder)) == 1 for folder in folders)
+
+
+def test_no_network_costs_a_warning_and_changes_nothing(start: Callable, tmp_path: Path) -> None:
+    begin = time.monotonic()
+    done = start(
+        "norm=bn",
+        "scale=smoke",
+        WANDB_MODE="online",
+        WANDB_API_KEY="0" * 40,
+        WANDB_BASE_URL="http://127.0.0.1:9",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the run goes on without it" in done.stderr
+    assert (only_run(tmp_path / "runs") / "result.json").exists()
+    assert time.monotonic() - begin < 60
+
+
+def test_modes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert choose_mode("auto") == "offline"
+    assert choose_mode("disabled") == "disabled"
+    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password key\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    assert choose_mode("auto") == "online"
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert choose_mode("auto") == "disabled"
+
+
+def test_groups_are_paper_and_table() -> None:
+    names = labels(compose(["run.paper=mabn", "run.table=table1", "scale=proxy", "norm=mabn"]))
+    assert names["group"] == "mabn/table1/proxy"
+    assert set(names["tags"]) == {"mabn", "table1", "proxy", "digits"}
