@@ -38,9 +38,9 @@ def finished(cfg: DictConfig) -> float | None:
         record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as broken:
         raise ConfigError(f"{path} is damaged ({broken}): delete it to train again") from broken
-    error = float(record["metrics"].get("error", math.nan))
-    log.info("%s is finished (error %.4g): nothing to do", run_name(cfg), error)
-    return error
+    error = record["metrics"].get("error")
+    log.info("%s is %s (error %s): nothing to do", run_name(cfg), record["status"], error)
+    return math.nan if error is None else float(error)
 
 
 def train(cfg: DictConfig) -> float:
@@ -103,6 +103,9 @@ def main() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(help_page())
         return
+    flags = [word for word in sys.argv[1:] if word in ("-m", "--multirun")]
+    # Hydra reads flags only before the overrides; people write them anywhere.
+    sys.argv[1:] = [*flags, *(word for word in sys.argv[1:] if word not in flags)]
     try:
         sweep = check_command_line(sys.argv[1:])
     except ConfigError as error:

@@ -3,7 +3,8 @@
     from normrepro import convert
     model = convert(model, norm="mabn", group=2, example=images)
 
-Names are loaded when they are first used, so that the command line answers before torch is imported.
+Names are loaded when they are first used, so that the command line answers before torch is
+imported.
 """
 
 from importlib import import_module

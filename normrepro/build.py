@@ -16,7 +16,6 @@ from normrepro.norms import Normalizer, convert
 from normrepro.tasks.classification import evaluating
 
 
-
 def instantiate(config: DictConfig, **more: Any) -> Any:
     """Build what a `_target_` names.
 
@@ -73,7 +72,9 @@ def length(cfg: DictConfig, steps_per_epoch: int) -> int:
     return min(steps, cfg.scale.max_steps or steps)
 
 
-def model(cfg: DictConfig, classes: int, shape: tuple[int, ...], ranks: Ranks, steps: int) -> nn.Module:
+def model(
+    cfg: DictConfig, classes: int, shape: tuple[int, ...], ranks: Ranks, steps: int
+) -> nn.Module:
     """Build a model, initialize it from the seed, put its normalizers in and move it to the device.
 
     Args:
@@ -105,14 +106,15 @@ def model(cfg: DictConfig, classes: int, shape: tuple[int, ...], ranks: Ranks, s
 
 
 def _try(net: nn.Module, example: torch.Tensor, cfg: DictConfig) -> None:
-    """Show the untrained model one empty batch, so that a misfit ends here and not in the first step."""
+    """Show the untrained model one empty batch: a misfit ends here, not in the first step."""
     with evaluating(net):
         try:
             net(example)
         except (RuntimeError, ValueError) as error:
             raise ConfigError(
-                f"model={cfg.model.name} does not take images of shape {tuple(example.shape[1:])}: {error} "
-                "(data.size and data.channels set the shape; data=digits needs data.channels=3 for RGB models)"
+                f"model={cfg.model.name} does not take images of shape {tuple(example.shape[1:])} "
+                "(data.size and data.channels set it; data=digits needs data.channels=3 for RGB "
+                f"models): {error}"
             ) from error
 
 

@@ -1,8 +1,9 @@
 """Checkpoints: atomic, verified, and independent of the number of processes that wrote them.
 
-A run's directory holds `last.pt` and, while it trains, `previous.pt`, the one before. A file is written beside its place,
-flushed to the disk and renamed, so it is whole or absent; what a disk does to it later shows in the CRC-32 that zip files
-carry for each entry. Files are read with `weights_only=True`.
+A run's directory holds `last.pt` and, while it trains, `previous.pt`, the one before. A file is
+written beside its place, flushed to the disk and renamed, so it is whole or absent; what a disk
+does to it later shows in the CRC-32 that zip files carry for each entry. Files are read with
+`weights_only=True`.
 """
 
 import logging
@@ -71,11 +72,11 @@ def finish(folder: Path) -> None:
     (folder / "previous.pt").unlink(missing_ok=True)
 
 
-# -- running state of replicas: (devices, ...) in a file, (R, ...) or (...) in a process ----------------------------------
+# -- running state of replicas: (devices, ...) in a file, (R, ...) or (...) in a process -----------
 
 
 def model_state(model: nn.Module, ranks: Ranks) -> dict[str, Tensor]:
-    """Collect a model's state_dict with the running state of all devices; every process must call it."""
+    """Collect a model's state_dict with all devices' running state; every process must call it."""
     state = dict(model.state_dict())
     for key, layer, name in _replica_entries(model):
         state[key] = ranks.gather(layer.state(name))
@@ -83,7 +84,7 @@ def model_state(model: nn.Module, ranks: Ranks) -> dict[str, Tensor]:
 
 
 def load_model_state(model: nn.Module, state: dict[str, Tensor], ranks: Ranks) -> None:
-    """Give a model its weights, and its replicas the state of the devices that this process stands for."""
+    """Give a model its weights, and its replicas the state of their devices."""
     state = dict(state)
     for key, layer, _ in _replica_entries(model):
         mine = state[key][ranks.rank * layer.replicas : (ranks.rank + 1) * layer.replicas]

@@ -1,4 +1,4 @@
-"""The few things that several processes must do together; with one process each of them is nothing."""
+"""The few things that several processes must do together; alone, each of them is nothing."""
 
 import atexit
 import inspect
@@ -55,7 +55,9 @@ class Ranks:
             all_texts: list[str] = [""] * self.world
             dist.all_gather_object(all_texts, text)
             if len(set(all_texts)) > 1:
-                raise ConfigError(f"the processes differ in their {what}: {all_texts}; start them all alike")
+                raise ConfigError(
+                    f"the processes differ in their {what}: {all_texts}; start them all alike"
+                )
 
 
 def join(device: str, timeout: float) -> Ranks:
@@ -72,7 +74,11 @@ def join(device: str, timeout: float) -> Ranks:
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("run.device=cuda, but torch sees no GPU: set run.device=cpu")
     use_gpu = device != "cpu" and torch.cuda.is_available()
-    here = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if use_gpu else torch.device("cpu")
+    here = (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        if use_gpu
+        else torch.device("cpu")
+    )
     if use_gpu:
         torch.cuda.set_device(here)
     if world > 1 and not dist.is_initialized():  # a sweep's jobs share the group of the first
@@ -89,13 +95,14 @@ def wrap(model: nn.Module, ranks: Ranks) -> nn.Module:
     # torch 2.15 renamed the switch; with the old name it warns.
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    # Every process builds the same weights from the same seed, so nothing is to be sent at the start either.
+    # Every process builds the same weights from the same seed, so nothing is to be sent at the
+    # start either.
     return DistributedDataParallel(model, init_sync=False, **{switch: False})
 
 
 @contextmanager
 def evaluation_state(model: nn.Module, ranks: Ranks) -> Iterator[None]:
-    """Give every process the state that evaluation uses: device 0's, or the mean of all devices' (`eval.state`)."""
+    """Give every process the state that evaluation uses: device 0's, or the mean (`eval.state`)."""
     if ranks.world == 1:
         yield
         return
@@ -105,7 +112,11 @@ def evaluation_state(model: nn.Module, ranks: Ranks) -> Iterator[None]:
             own = layer.state(name)
             saved.append((own, own.clone()))
             if own.is_floating_point() and own.numel():
-                own.copy_(_shared(layer.eval_buffer(name).contiguous(), layer.eval_state, ranks).expand_as(own))
+                own.copy_(
+                    _shared(
+                        layer.eval_buffer(name).contiguous(), layer.eval_state, ranks
+                    ).expand_as(own)
+                )
     yield
     for own, value in saved:
         own.copy_(value)

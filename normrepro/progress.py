@@ -14,7 +14,7 @@ EVERY = 0.2  # seconds
 
 
 class Progress:
-    """A bar of steps with images per second and the time that is left; silent on ranks other than 0."""
+    """A bar of steps with images per second and the time left; silent on ranks other than 0."""
 
     def __init__(self, ranks: Ranks, steps: int) -> None:
         self.steps, self.first, self.last_time = steps, ranks.first, 0.0
@@ -52,7 +52,10 @@ class Progress:
                 self.pipe = None
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self.bar is not None:
             self.bar.close()

@@ -45,7 +45,8 @@ def load(run: str | Path, root: str | Path = "runs") -> nn.Module:
 
 
 def evaluate(cfg: DictConfig) -> float:
-    """Evaluate the run or checkpoint that `run.eval` names, on its own validation set; returns the error in percent.
+    """Evaluate the run or checkpoint that `run.eval` names, on its own validation set; returns the
+    error in percent.
 
     The run's own config counts; of `cfg` only where the data lies, the device and `eval.state`.
     """

@@ -1,7 +1,9 @@
 """The mirror of a run in Weights & Biases: one W&B run per run, never the source of a number.
 
-Offline is the default: W&B's files then lie in the run's directory, for `wandb sync` later. With an account (an API key in the
-environment or in ~/.netrc) it logs online. Whatever goes wrong with W&B costs one warning and nothing else.
+Offline is the default: W&B's files then lie in the run's directory, for `wandb sync` later. With an
+    account (an API key in the
+environment or in ~/.netrc) it logs online. Whatever goes wrong with W&B costs one warning and
+nothing else.
 """
 
 import contextlib
@@ -25,7 +27,8 @@ Row = dict[str, Any]
 class Mirror:
     """Logs a run's history, row by row.
 
-    An offline folder cannot be continued by W&B, so a resumed run writes a new one from the history in its
+    An offline folder cannot be continued by W&B, so a resumed run writes a new one from the history
+    in its
     checkpoint and removes the old: one folder in the end, with every row once.
     """
 
@@ -53,7 +56,10 @@ class Mirror:
         self._guard(lambda: self.run.summary.update(summary))
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self.run is not None:  # an unclosed W&B run would swallow the next one
             self._guard(lambda: self.run.finish(exit_code=0 if kind is None else 1))
@@ -76,7 +82,11 @@ class Mirror:
                 config=build.plain(self.cfg) | {"commit": record.environment().get("commit")},
                 **labels(self.cfg),
                 settings=wandb.Settings(
-                    silent=True, console="off", init_timeout=20, x_disable_stats=True, disable_git=True,
+                    silent=True,
+                    console="off",
+                    init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", "20")),
+                    x_disable_stats=True,
+                    disable_git=True,
                     disable_code=True,
                 ),
             )
@@ -89,7 +99,9 @@ class Mirror:
         try:
             action()
         except Exception as error:
-            log.warning("W&B fails (%s: %s); the run goes on without it", type(error).__name__, error)
+            log.warning(
+                "W&B fails (%s: %s); the run goes on without it", type(error).__name__, error
+            )
             run, self.run = self.run, None
             with contextlib.suppress(Exception):
                 if run is not None:
@@ -105,7 +117,7 @@ def labels(cfg: DictConfig) -> dict[str, Any]:
 
 
 def choose_mode(wanted: str) -> str:
-    """Return online, offline or disabled: WANDB_MODE first, then `run.wandb`, then whether there is an account."""
+    """Return online, offline or disabled: WANDB_MODE, then `run.wandb`, then the account."""
     mode = os.environ.get("WANDB_MODE") or wanted
     if mode in ("dryrun", "dummy"):  # W&B's own older words
         return {"dryrun": "offline", "dummy": "disabled"}[mode]

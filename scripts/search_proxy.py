@@ -1,9 +1,11 @@
-"""Look for a proxy setting in which the four cells of MABN's Table 1 differ as the paper says, and report every trial.
+"""Look for a proxy setting in which the four cells of MABN's Table 1 differ as the paper says, and
+report every trial.
 
     python scripts/search_proxy.py [--jobs 2]
 
-The seeds are not those of the table. Every setting that was tried stands in SETTINGS, whatever came out; the outcome is
-results/proxy_search.jsonl (a line per run) and results/proxy_search.md. Finished runs are not trained again.
+The seeds are not those of the table. Every setting that was tried stands in SETTINGS, whatever came
+out; the outcome is results/proxy_search.jsonl (a line per run) and results/proxy_search.md.
+Finished runs are not trained again.
 """
 
 import argparse
@@ -88,7 +90,7 @@ def collect() -> list[dict]:
 
 
 def render(lines: list[dict]) -> str:
-    """Return the report: a row per setting, the mean error of each cell, and how often the order shows."""
+    """Return the report: per setting the mean error of each cell, and how often the order shows."""
     head = ["setting", *CELLS, "BN (2) worst", "order of the paper"]
     rows = [head, ["---"] * len(head)]
     for number, setting in enumerate(SETTINGS):
@@ -97,11 +99,13 @@ def render(lines: list[dict]) -> str:
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     return (
         "# The search for the proxy of MABN's Table 1\n\n"
-        f"Every setting that was tried, with search seeds {', '.join(map(str, SEEDS))}; the table itself uses others. "
-        "Mean top-1 error in percent on scikit-learn's digits at the last epoch (`-`: a run diverged, an em dash: not run); "
-        "normalization batch in parentheses. The last columns count seeds in which BN (2) has the largest error, and "
-        "in which BN (32) <= MABN (2) < BRN (2) < BN (2) holds.\n\n"
-        f"{table}\n\nTrained by `python scripts/search_proxy.py`; a line per run in `proxy_search.jsonl`.\n"
+        f"Every setting that was tried, with search seeds {', '.join(map(str, SEEDS))}; the table "
+        "itself uses others. Mean top-1 error in percent on scikit-learn's digits at the last "
+        "epoch (`-`: a run diverged, an em dash: not run); normalization batch in parentheses. The "
+        "last columns count seeds in which BN (2) has the largest error, and in which "
+        "BN (32) <= MABN (2) < BRN (2) < BN (2) holds.\n\n"
+        f"{table}\n\nTrained by `python scripts/search_proxy.py`; a line per run in "
+        "`proxy_search.jsonl`.\n"
     )
 
 
@@ -130,7 +134,9 @@ def main() -> None:
     """Train what is missing and write the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
-    parser.add_argument("--report", action="store_true", help="only write the report of what there is")
+    parser.add_argument(
+        "--report", action="store_true", help="only write the report of what there is"
+    )
     args = parser.parse_args()
     if not args.report:
         work = [overrides for *_, overrides in runs()]

@@ -26,7 +26,9 @@ TIMES = ("seconds", "images_per_second")
 def environment(**more: str) -> dict[str, str]:
     """The environment of a child: no W&B, one thread, a fixed place for the package."""
     clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    return clean | {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | more
+    return (
+        clean | {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | more
+    )
 
 
 def command(overrides: Sequence[str], processes: int = 1) -> list[str]:

@@ -10,7 +10,13 @@ import torch
 from tests.conftest import only_run, weights
 
 pytestmark = pytest.mark.dist
-STEPS = ["precision=float64", "recipe.epochs=null", "recipe.steps=30", "batch.total=64", "batch.devices=2"]
+STEPS = [
+    "precision=float64",
+    "recipe.epochs=null",
+    "recipe.steps=30",
+    "batch.total=64",
+    "batch.devices=2",
+]
 
 
 @pytest.mark.parametrize("norm", ["bn", "mabn"])
@@ -35,7 +41,7 @@ def test_a_failing_rank_ends_the_job_with_its_traceback(start: Callable, tmp_pat
         "import os\n"
         "if os.environ.get('RANK') == '1':\n"
         "    import builtins, threading\n"
-        "    import normrepro.engine as engine\n"
+        "    import normrepro.trainer as engine\n"
         "    real = engine.Trainer.step\n"
         "    def step(self, x, y):\n"
         "        if self.state.step == 3:\n"

@@ -72,7 +72,15 @@ def test_channels_last_and_contiguous_agree_but_for_rounding(tmp_path: Path) -> 
 
 
 def test_the_papers_scale_wants_the_papers_data(tmp_path: Path, image_folder: Path) -> None:
-    cfg = compose(["data=imagenet", f"data.root={image_folder}", "scale=paper", "batch.total=8", f"run.root={tmp_path}"])
+    cfg = compose(
+        [
+            "data=imagenet",
+            f"data.root={image_folder}",
+            "scale=paper",
+            "batch.total=8",
+            f"run.root={tmp_path}",
+        ]
+    )
     with pytest.raises(ConfigError, match="scale=paper needs the paper's data"):
         engine.run(cfg)
 

@@ -1,6 +1,5 @@
-"""The CBN references under test: torch's convolutions, Jacobians, autograd, exact identities."""
+"""The CBN references under test: Jacobians and autograd on the whole history, exact identities."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,49 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests import oracles
-from tests.oracles.checks import broadcast, close, draw, prepared
+from tests.oracles.checks import broadcast, close, draw, prepared, statistics
 from tests.oracles.layout import mean
 
-CONVS = [
-    pytest.param({}, (4, 3), (4, 3), F.linear, id="linear"),
-    pytest.param({"stride": 2}, (4, 3, 2), (4, 3, 7), F.conv1d, id="1d"),
-    pytest.param({"padding": 1, "groups": 2}, (4, 1, 3, 3), (4, 2, 4, 5), F.conv2d, id="2d"),
-    pytest.param({"stride": 2, "padding": 2, "dilation": 2}, (4, 2, 3, 2), (4, 2, 6, 5), F.conv2d),
-    pytest.param({"padding": 1}, (4, 2, 2, 1, 2), (4, 2, 3, 2, 3), F.conv3d, id="3d"),
-]
-conv_cases = pytest.mark.parametrize(("options", "weights", "shape", "torchs"), CONVS)
 PADDED = {"padding": 1, "groups": 2}
 WEIGHTS, INPUTS = (4, 1, 3, 3), (8, 2, 3, 4)
 
 
 def padded_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.conv2d(x, weight, bias, **PADDED)
-
-
-def statistics(x: Tensor, group: int = 0) -> tuple[Tensor, Tensor]:
-    """Mean and mean square per channel."""
-    rows = x.transpose(0, 1).flatten(1)
-    return rows.mean(1), rows.square().mean(1)
-
-
-@conv_cases
-def test_convolution_is_torchs(
-    options: dict[str, int],
-    weights: tuple[int, ...],
-    shape: tuple[int, ...],
-    torchs: Callable[..., Tensor],
-) -> None:
-    conv = oracles.Conv(**options)
-    leaves = [draw(*s, seed=i).requires_grad_() for i, s in enumerate((shape, weights, (4,)))]
-    y = torchs(*leaves, **options)
-    gz = draw(*y.shape, seed=5)
-    x, weight, bias = (leaf.detach() for leaf in leaves)
-    patches = conv.patches(x, weight.shape[2:])
-    rows = gz.transpose(0, 1).flatten(1)
-    close(conv.apply(patches, weight, bias), y.detach().transpose(0, 1).flatten(1))
-    gx, gw, _ = torch.autograd.grad(y, leaves, gz)
-    close(conv.input_gradient(x, weight, gz), gx)
-    close(conv.weight_gradient(patches, weight, rows), gw)
 
 
 def build(kind: type = oracles.CBN, **options: Any) -> Any:
@@ -69,29 +34,6 @@ def at(step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         draw(4, seed=3) + drift * draw(4, seed=4),
         draw(8, 4, 3, 4, seed=200 + step),
     )
-
-
-@conv_cases
-def test_derivatives_of_the_statistics_are_autograds(
-    options: dict[str, int],
-    weights: tuple[int, ...],
-    shape: tuple[int, ...],
-    torchs: Callable[..., Tensor],
-) -> None:
-    """C-3: a channel's mu and nu depend on its own filter only, by mean patches."""
-    oracle = oracles.CBN(4, conv=oracles.Conv(**options), window=2)
-    x, weight = draw(*shape), draw(*weights, seed=1)
-    oracle.forward(x, weight)
-    found = oracle.new[0][0]
-
-    def functional(w: Tensor) -> tuple[Tensor, Tensor]:
-        return statistics(torchs(x, w, **options))
-
-    jacobians = torch.func.jacrev(functional)(weight)
-    for jacobian, derivative in zip(jacobians, (found.dmu, found.dnu), strict=True):
-        full = torch.zeros_like(jacobian).flatten(2)
-        full[range(4), range(4)] = derivative
-        close(jacobian.flatten(2), full)
 
 
 def compensated(past: tuple[Tensor, ...], now: tuple[Tensor, ...], order: int) -> Any:

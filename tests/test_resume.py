@@ -19,7 +19,10 @@ RUN = ["norm=mabn", "recipe.epochs=6", "run.save_every=0"]  # 48 steps, a checkp
 def kill_somewhere(arguments: list[str], folder: Path, delay: float, **env: str) -> None:
     """Start a run, let it pass its first checkpoint, and kill -9 it a little later."""
     child = subprocess.Popen(
-        command(arguments), env=environment(**env), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command(arguments),
+        env=environment(**env),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 60
     while not list(folder.glob("*/last.pt")) and time.monotonic() < deadline:
@@ -73,7 +76,9 @@ def test_a_damaged_checkpoint_falls_back_to_the_previous(
     content = bytearray(last.read_bytes())
     if damage == "flipped":  # one bit in the middle of a weight
         content[len(content) // 2] ^= 1
-    last.write_bytes(bytes({"truncated": content[: len(content) // 2], "empty": b""}.get(damage, content)))
+    last.write_bytes(
+        bytes({"truncated": content[: len(content) // 2], "empty": b""}.get(damage, content))
+    )
     done = start(*RUN)
     assert done.returncode == 0, done.stderr
     assert "damaged" in done.stderr

@@ -58,7 +58,9 @@ def test_one_offline_run_with_every_epoch_once_also_across_a_kill(
 @pytest.mark.filterwarnings("ignore")
 def test_a_sweep_has_one_wandb_run_per_run(start: Callable, tmp_path: Path) -> None:
     done = start("-m", "norm=bn,gn", "norm.layer.momentum=0.1", "scale=smoke", WANDB_MODE="offline")
-    assert done.returncode != 0  # GroupNorm has no momentum: its job fails, and W&B's run is closed all the same
+    assert (
+        done.returncode != 0
+    )  # GroupNorm has no momentum: its job fails, and W&B's run is closed all the same
     done = start("-m", "norm=bn,mabn", "scale=smoke", WANDB_MODE="offline")
     assert done.returncode == 0, done.stderr
     folders = [p for p in (tmp_path / "runs").iterdir() if (p / "result.json").exists()]
@@ -74,6 +76,7 @@ def test_no_network_costs_a_warning_and_changes_nothing(start: Callable, tmp_pat
         WANDB_MODE="online",
         WANDB_API_KEY="0" * 40,
         WANDB_BASE_URL="http://127.0.0.1:9",
+        WANDB_INIT_TIMEOUT="3",
     )
     assert done.returncode == 0, done.stderr
     assert "the run goes on without it" in done.stderr

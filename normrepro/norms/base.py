@@ -1,13 +1,14 @@
-"""What all normalizers have in common: arguments, the (R, G, B) layout, and state that advances once per step.
+"""What all normalizers share: arguments, the (R, G, B) layout, state that advances once per step.
 
-A batch (N, C, *) on one process holds the images of R replicas, one after another; each replica's share is cut into
-groups of `group` consecutive images. Running state is kept per replica: a buffer is (C) where replicas == 1, else (R, C).
+A batch (N, C, *) on one process holds the images of R replicas, one after another; each replica's
+share is cut into groups of `group` consecutive images. Running state is kept per replica: a buffer
+is (C) where replicas == 1, else (R, C).
 
-How state advances. A training forward never writes to a buffer that a later forward of the same step reads: it puts what
-it saw into `_seen` (and its backward into `_felt`), and `commit` moves the buffers. Inside `with norms.step(model)` that
-happens once, at the exit; a forward that is recomputed in backward (activation checkpointing) sees the same buffers,
-gives the same bits, and is recognized, so it is not counted again. Outside, every training forward commits at once, as torch's
-BatchNorm does.
+How state advances. A training forward never writes to a buffer that a later forward of the same
+step reads: it puts what it saw into `_seen` (and its backward into `_felt`); `commit` moves the
+buffers. Inside `with norms.step(model)` that happens once, at the exit; a forward that is
+recomputed in backward (activation checkpointing) sees the same buffers, gives the same bits, and is
+recognized, so it is not counted twice. Outside, every training forward commits at once.
 """
 
 from typing import Any
@@ -32,7 +33,8 @@ class Normalizer(nn.Module):
     across_batch = True  # statistics are taken over several images
     wants_conv = False  # `convert` looks for the convolution before the layer and calls `attach`
     linear = True  # at inference y = scale x + shift per channel, so `fold` applies
-    eval_state = "first"  # "first": replica 0's state, as rank 0 evaluates in the released codes; "mean": their mean
+    # "first": replica 0's state, as rank 0 evaluates in the released codes; "mean": their mean
+    eval_state = "first"
 
     def __init__(
         self,
@@ -54,19 +56,23 @@ class Normalizer(nn.Module):
         self.replica_buffers: tuple[str, ...] = ()
         self._reset_step()
 
-    # -- forward ------------------------------------------------------------------------------------------------------
+    # -- forward -----------------------------------------------------------------------------------
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize x (N, C, *).
 
         Raises:
-            ValueError: Wrong rank or channels, or (in training) a batch that the groups do not divide.
+            ValueError: Wrong rank or channels, or (in training) a batch that the groups do not
+                divide.
         """
         if x.dim() < 2 or x.shape[1] != self.channels:
             raise ValueError(f"expected (N, {self.channels}, *), got {tuple(x.shape)}")
-        return self._train(x) if self.training else self.infer(x)
+        if not self.training:
+            return self.infer(x)
+        if torch.compiler.is_compiling():  # state moves in Python: training stays out of the graph
+            return torch.compiler.disable(self._train)(x)
+        return self._train(x)
 
-    @torch.compiler.disable
     def _train(self, x: Tensor) -> Tensor:
         return self.normalize(x, self.rows(x))
 
@@ -89,18 +95,22 @@ class Normalizer(nn.Module):
         return scale, shift if mean is None else shift - mean * scale
 
     def inference_stats(self) -> tuple[Tensor | None, Tensor]:
-        """Return the mean (C), or None where none is subtracted, and the factor 1/std (C) used at inference."""
+        """Return the mean (C) or None, and the factor 1/std (C), that inference uses."""
         raise NotImplementedError(type(self).__name__)
 
-    # -- layout -------------------------------------------------------------------------------------------------------
+    # -- layout ------------------------------------------------------------------------------------
 
     def rows(self, x: Tensor) -> int:
         """Return M, the number of groups in a training batch, or say what does not divide."""
         n, r = x.shape[0], self.replicas
         if x.numel() == 0:
-            raise ValueError(f"a training batch of shape {tuple(x.shape)} has no values to normalize")
+            raise ValueError(
+                f"a training batch of shape {tuple(x.shape)} has no values to normalize"
+            )
         if n % r:
-            raise ValueError(f"{n} images do not divide over {r} replicas; change batch.total or batch.devices")
+            raise ValueError(
+                f"{n} images do not divide over {r} replicas; change batch.total or batch.devices"
+            )
         share, group = n // r, self.group or n // r
         if share % group:
             raise ValueError(
@@ -113,7 +123,7 @@ class Normalizer(nn.Module):
         """View a statistic (M, C) as (R, G, C)."""
         return stat.view(self.replicas, -1, stat.shape[-1])
 
-    # -- state --------------------------------------------------------------------------------------------------------
+    # -- state -------------------------------------------------------------------------------------
 
     def add_state(self, name: str, value: Tensor) -> None:
         """Register a buffer that each replica keeps: `value` without the replica axis."""
@@ -136,18 +146,19 @@ class Normalizer(nn.Module):
         """Tell the layer which convolution feeds it; most layers do not care."""
 
     def adopt(self, mean: Tensor, var: Tensor) -> bool:
-        """Take over running statistics of a torch BatchNorm; returns False where they mean nothing in this layer."""
+        """Take over a torch BatchNorm's running statistics; False where they mean nothing here."""
         return not self._buffers
 
     def call_number(self, x: Tensor, stats: Stats) -> int:
         """Return which call of the step this training forward is.
 
-        A forward inside a running backward is a recomputation: it gets the number of the call that it repeats.
+        A forward inside a running backward is a recomputation: it gets the number of the call that
+            it repeats.
         """
         return self._repeated(x, stats) if self._recomputing() else len(self._seen)
 
     def observe(self, x: Tensor, stats: Stats) -> None:
-        """Note the statistics of a training forward, once it has used the state; a recomputation notes nothing."""
+        """Note the statistics of a training forward, after it used the state; once."""
         if self._recomputing():
             return
         self._seen.append((tuple(x.shape), stats))
@@ -158,20 +169,26 @@ class Normalizer(nn.Module):
         return bool(self._seen) and torch._C._current_graph_task_id() != -1
 
     def _repeated(self, x: Tensor, stats: Stats) -> int:
-        """Find which earlier call a recomputed one repeats: by shape, and only where that is not enough by value."""
+        """Find which call a recomputed one repeats: by shape, then by value."""
         if len(self._seen) == 1:
             return 0
         calls = [i for i, (shape, _) in enumerate(self._seen) if shape == tuple(x.shape)]
         if len(calls) > 1:
-            calls = [i for i in calls if all(torch.equal(v, self._seen[i][1][k]) for k, v in stats.items())]
+            calls = [
+                i
+                for i in calls
+                if all(torch.equal(v, self._seen[i][1][k]) for k, v in stats.items())
+            ]
         if not calls:
-            raise RuntimeError("a recomputed forward met an input that the first forward had not seen")
+            raise RuntimeError(
+                "a recomputed forward met an input that the first forward had not seen"
+            )
         return calls[0]
 
-    def feel(self, call: int, stat: Tensor) -> None:
-        """Note a backward statistic of a call (in units of the unscaled loss)."""
-        known = self._felt.get(call)
-        self._felt[call] = stat if known is None else known + stat
+    def feel(self, call: int, stats: Stats) -> None:
+        """Note a call's backward statistics, in units of the unscaled loss; several add up."""
+        known = self._felt.get(call, {})
+        self._felt[call] = {k: v + known[k] if k in known else v for k, v in stats.items()}
         if self._step is None:
             self.commit()
 
@@ -192,24 +209,25 @@ class Normalizer(nn.Module):
     def advance(self, seen: list[Stats]) -> None:
         """Move the forward state; `seen` has the statistics of each call of the step."""
 
-    def advance_backward(self, felt: dict[int, Tensor]) -> None:
-        """Move the backward state; `felt` has the backward statistic of each call that had a backward."""
+    def advance_backward(self, felt: dict[int, Stats]) -> None:
+        """Move the backward state; `felt` has the statistic of each call that had a backward."""
 
     def _reset_step(self) -> None:
         self._step: Any = None
         self._seen: list[tuple[tuple[int, ...], Stats]] = []
-        self._felt: dict[int, Tensor] = {}
+        self._felt: dict[int, Stats] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_step": None, "_seen": [], "_felt": {}}
 
     def extra_repr(self) -> str:
         """Show the arguments in `print(model)`."""
-        return f"{self.channels}, group={self.group}, replicas={self.replicas}, eps={self.eps}, affine={self.affine}"
+        shown = ("group", "replicas", "eps", "affine")
+        return ", ".join([str(self.channels), *(f"{k}={getattr(self, k)}" for k in shown)])
 
 
 def across_calls(seen: list[Stats], name: str) -> Tensor:
-    """Average a statistic over the calls of a step; a single call's value passes through untouched."""
+    """Average a statistic over the calls of a step; a single call's passes untouched."""
     if len(seen) == 1:
         return seen[0][name]
     return torch.stack([stats[name] for stats in seen]).mean(0)

@@ -1,4 +1,4 @@
-"""Batch normalization with a normalization batch smaller than the device's batch (Ioffe & Szegedy 2015)."""
+"""Batch normalization over groups of a device's batch, or over several devices."""
 
 import torch
 from torch import Tensor
@@ -13,9 +13,10 @@ class BatchNorm(Normalizer):
     Training (MABN eq. 1-5), per group and channel:
         xhat = (x - mu_g) / sqrt(var_g + eps),  y = gamma xhat + beta,  biased variance;
         gx = gamma / sigma_g (gy - mean(gy) - xhat mean(gy xhat)).
-    State: running_mean, running_var (C) or (R, C), moved once per step towards the mean over the groups of the
-    group means and unbiased group variances (never the pooled variance: the bias of small groups is what the
-    papers study); num_batches_tracked counts steps. Evaluation: (x - running_mean) / sqrt(running_var + eps).
+    State: running_mean, running_var (C) or (R, C), moved once per step towards the mean over the
+    groups of the group means and unbiased group variances (never the pooled variance: the bias of
+    small groups is what the papers study); num_batches_tracked counts steps.
+    Evaluation: gamma (x - running_mean) / sqrt(running_var + eps) + beta.
     With one group this is torch.nn.BatchNorm1d/2d/3d, buffers included.
 
     Args:
@@ -74,7 +75,9 @@ class BatchNorm(Normalizer):
 
     def inference_stats(self) -> tuple[Tensor, Tensor]:
         """Return the running mean and 1/sqrt(running variance + eps)."""
-        return self.eval_buffer("running_mean"), (self.eval_buffer("running_var") + self.eps).rsqrt()
+        return self.eval_buffer("running_mean"), (
+            self.eval_buffer("running_var") + self.eps
+        ).rsqrt()
 
 
 @torch.no_grad()

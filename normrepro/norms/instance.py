@@ -1,4 +1,4 @@
-"""Normalizers that never look across the batch: GN (Wu & He 2018), LN, IN; one signature with the others."""
+"""Normalizers that never look across the batch: GN (Wu & He 2018), LN and IN."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,9 +7,10 @@ from normrepro.norms.base import Normalizer
 
 
 class GroupNorm(Normalizer):
-    """Group normalization: statistics over (C / groups, *) of one image, the same in training and evaluation.
+    """Group normalization: statistics over (C / groups, *) of one image.
 
-        y = gamma (x - mu) / sqrt(var + eps) + beta, biased variance, gamma and beta per channel. No state.
+        y = gamma (x - mu) / sqrt(var + eps) + beta, biased variance, gamma and beta per channel.
+    The same in training and evaluation; no state.
 
     Args:
         channels: C.
@@ -38,7 +39,9 @@ class GroupNorm(Normalizer):
         super().__init__(channels, group, replicas, eps, affine)
         self.groups = min(groups, channels)
         if groups < 1 or channels % self.groups:
-            raise ValueError(f"groups={groups} does not divide {channels} channels (norm.layer.groups)")
+            raise ValueError(
+                f"groups={groups} does not divide {channels} channels (norm.layer.groups)"
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize x (N, C, *), in training and evaluation alike."""
@@ -48,18 +51,28 @@ class GroupNorm(Normalizer):
 
 
 class LayerNorm(GroupNorm):
-    """Layer normalization as these papers use it: GroupNorm with one group and gamma, beta per channel."""
+    """Layer normalization as these papers use it: GN(1), with gamma and beta per channel."""
 
     def __init__(
-        self, channels: int, group: int | None = None, replicas: int = 1, eps: float = 1e-5, affine: bool = True
+        self,
+        channels: int,
+        group: int | None = None,
+        replicas: int = 1,
+        eps: float = 1e-5,
+        affine: bool = True,
     ) -> None:
         super().__init__(channels, group, replicas, eps, affine, groups=1)
 
 
 class InstanceNorm(GroupNorm):
-    """Instance normalization: GroupNorm with one channel per group; affine unless told otherwise."""
+    """Instance normalization: one channel per group; affine unless told otherwise."""
 
     def __init__(
-        self, channels: int, group: int | None = None, replicas: int = 1, eps: float = 1e-5, affine: bool = True
+        self,
+        channels: int,
+        group: int | None = None,
+        replicas: int = 1,
+        eps: float = 1e-5,
+        affine: bool = True,
     ) -> None:
         super().__init__(channels, group, replicas, eps, affine, groups=channels)

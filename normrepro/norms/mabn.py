@@ -1,4 +1,4 @@
-"""Moving average batch normalization (MABN, ICLR 2020), as in the paper and as in its two released algorithms."""
+"""Moving average batch normalization (MABN, ICLR 2020): paper, released codes, ablations."""
 
 from functools import partial
 
@@ -6,35 +6,49 @@ import torch
 from torch import Tensor, nn
 
 from normrepro.norms import core
-from normrepro.norms.base import Normalizer, Stats, across_calls
+from normrepro.norms.base import Stats, across_calls
+from normrepro.norms.batch import group_moments
 from normrepro.norms.centre import centre
-from normrepro.norms.window import push_finite, slide
+from normrepro.norms.window import Windowed
 
-VARIANTS = ("paper", "official", "official_root")
-EFFECTIVE_BATCH = 32  # images that the window stands for: memory 16 at normalization batch 2 (MABN, Table 2)
+RENORM_FROM = {"paper": 1, "official": 100, "official_root": 1001}
+STATISTICS = ("batch", "sma", "ema")
+EFFECTIVE_BATCH = 32  # images a window stands for: 16 groups of 2 (MABN, Table 2)
 
 
-class MABN(Normalizer):
-    """Moving average batch normalization over groups of images (MABN eq. 15-20).
+class MABN(Windowed):
+    """Moving average batch normalization over groups of images (MABN eq. 13, 15-20).
 
-    Training, per group and channel, with chi_B^2 = mean(x^2) and chi^2 its running average before this step:
-        Y = x / sqrt(chi_B^2 + eps);  r = clip(sqrt(chi_B^2 + eps) / sqrt(chi^2 + eps), 1/clip, clip);  y = gamma r Y + beta
-        gx = 1/chi_B (r gamma gy - Y Psibar),  Psibar = mean of the last `memory` values of Psi_B = mean(Y r gamma gy)
-    No mean is subtracted: `attach(conv)` centres the filters of the convolution before it (eq. 18).
-    Evaluation: gamma x / sqrt(chi^2 + eps) + beta, which folds into the convolution.
+    Training, per group and channel, with chi_B^2 = mean(x^2), chi_B = sqrt(chi_B^2 + eps), and
+    chi^ likewise from the running average of chi_B^2 before this step:
+        Y = x / chi_B;  r = clip(chi_B / chi^, 1/clip, clip), no gradient;  y = gamma r Y + beta
+        Psi_B = mean(Y g'), g' = r gamma gy;  Psibar = mean of the last `memory` values of Psi_B
+        gx = (g' - Y Psibar) / chi_B
+    No mean is subtracted: `attach(conv)` centres the filters of the convolution before (eq. 18).
+    Evaluation: gamma x / chi^ + beta, which folds into the convolution.
 
-    Variants (`it` counts steps, the first is 1):
-        paper          as above; r from the first step; Psi over the values that are there while the window fills.
-        official       the released ImageNet code: the moving average of x^2 over the last `memory` groups replaces chi_B^2
-                       everywhere (the group's own at it = 1), its mean over the groups moves chi^2 (set at it = 1); r = 1
-                       while it < 100.
-        official_root  the released general layer: one group per replica; own statistics while it <= memory or it < 100,
-                       moving averages afterwards; r = 1 while it <= 1000.
-    Differences to the released code: state advances once per step (recomputation and reuse are safe), Psi is stored in
-    units of the unscaled loss and never if it is not finite, statistics are float32 at least, any input rank.
+    Variants (`it` counts steps; the first is 1):
+        paper: as above; r acts from the first step; a window that fills averages what is there.
+        official: the released ImageNet code. The moving average of x^2 over the last `memory`
+            groups replaces chi_B^2 everywhere (at it = 1 the group's own), and its mean over the
+            groups moves the running average (at it = 1 sets it). r = 1 while it < 100.
+        official_root: the released general layer, for one group per replica. Own statistics while
+            it <= memory or it < 100, moving averages afterwards. r = 1 while it <= 1000.
 
-    State: running_var = chi^2 (C) or (R, C); iters; psi_window (K, m, C) or (R, K, m, C), newest last, for K calls of the
-    layer within a step, with psi_count (K); for the official variants x2_window and x2_count likewise.
+    Switches of Tables 2 and 4:
+        structure: "modified" as above; "vanilla" subtracts the mean (eq. 1, 4, 14), with
+            d = clip((mu_B - mu^) / sigma^, -clip, clip) beside r, and gbar beside Psibar.
+        fp: "ema" as above; "batch": r = 1, d = 0; "sma": the moving average of the forward
+            statistics in place of the group's own, r = 1, d = 0.
+        bp: "sma" as above; "batch": the group's own; "ema": the running average with this step.
+
+    Differences to the released code: state advances once per step (recomputation and reuse do no
+    harm), Psi is kept in units of the unscaled loss and never if it is not finite, statistics are
+    at least float32, inputs have any rank.
+
+    State: running_var (C) or (R, C): chi^2, or sigma^2 of the vanilla structure, which has
+    running_mean too; iters; windows (see `Windowed`) psi, g, x2, mean, var and averages psi_ema,
+    g_ema, as far as the switches use them.
 
     Args:
         channels: C.
@@ -43,14 +57,18 @@ class MABN(Normalizer):
         eps: Added to chi^2, inside the roots.
         affine: Learn gamma and beta.
         variant: "paper", "official" or "official_root".
-        momentum: Weight of the new value in chi^2; 0.02 is the paper's alpha = 0.98.
+        momentum: Weight of the new value in running averages; 0.02 is the paper's alpha = 0.98.
         memory: Window length m; None takes max(1, 32 // group).
-        clip: Limit of r (lambda; 5 in the released code, not in the paper).
+        clip: Limit of r (lambda) and of d; 5 in the released code, not in the paper.
         renorm_from: First `it` at which r acts; None takes the variant's.
         centre: Centre the weights of the attached convolution.
+        structure: "modified" or "vanilla".
+        fp: Statistics in forward propagation.
+        bp: Statistics in backward propagation.
 
     Raises:
-        ValueError: Unknown variant, memory < 1 or clip < 1; more than one group per replica with "official_root".
+        ValueError: An unknown name, memory or clip below 1, "vanilla" in an official variant; in
+            training, several groups per replica in "official_root".
     """
 
     def __init__(
@@ -66,116 +84,172 @@ class MABN(Normalizer):
         clip: float = 5.0,
         renorm_from: int | None = None,
         centre: bool = True,
+        structure: str = "modified",
+        fp: str = "ema",
+        bp: str = "sma",
     ) -> None:
         super().__init__(channels, group, replicas, eps, affine)
-        if variant not in VARIANTS or clip < 1 or (memory is not None and memory < 1):
-            raise ValueError(f"variant={variant!r} must be one of {VARIANTS}, clip={clip} and memory={memory} >= 1")
-        self.variant, self.momentum, self.memory, self.clip, self.centre = variant, momentum, memory, clip, centre
+        _check(variant, structure, fp, bp, memory, clip)
+        self.variant, self.structure, self.fp, self.bp = variant, structure, fp, bp
+        self.momentum, self.memory, self.clip, self.centre = momentum, memory, clip, centre
+        self.renorm_from = RENORM_FROM[variant] if renorm_from is None else renorm_from
+        self.averages_forward = variant != "paper" or fp == "sma"
+        vanilla = structure == "vanilla"
+        self.forward_names = ("mean", "var") if vanilla else ("x2",)
+        self.backward_names = ("g", "psi") if vanilla else ("psi",)
         self._centred = False
-        starts = {"paper": 1, "official": 100, "official_root": 1001}
-        self.renorm_from = starts[variant] if renorm_from is None else renorm_from
+        if vanilla:
+            self.add_state("running_mean", torch.zeros(channels))
         self.add_state("running_var", torch.ones(channels))
         self.register_buffer("iters", torch.tensor(0))
-        for name in ("psi",) if variant == "paper" else ("psi", "x2"):
-            self.add_state(f"{name}_window", torch.zeros(0, memory or 0, channels))
-            self.register_buffer(f"{name}_count", torch.zeros(0, dtype=torch.long))
+        for name in self.backward_names:
+            if bp == "sma":
+                self.add_window(name, memory)
+            elif bp == "ema":
+                self.add_state(f"{name}_ema", torch.zeros(channels))
+        for name in self.forward_names if self.averages_forward else ():
+            self.add_window(name, memory)
 
-    def attach(self, conv: nn.Module) -> None:
-        """Centre the filters of the convolution that feeds this layer."""
-        if self.centre:
-            self._centred = centre(conv)
+    # -- equations ---------------------------------------------------------------------------------
+
+    def normalize(self, x: Tensor, rows: int) -> Tensor:
+        """Normalize by chi_B, or its moving average, and renormalize towards chi^."""
+        with torch.no_grad():
+            found = group_moments(x, rows) if len(self.forward_names) == 2 else None
+            found = found or (core.mean_square(x, rows),)
+            own = dict(zip(self.forward_names, map(self.per_replica, found), strict=True))
+            call, it = self.call_number(x, own), self.iters + 1
+            used = self._forward_statistics(call, it, own, x.shape[0] // rows)
+            sigma = (used[self.forward_names[-1]] + self.eps).sqrt()  # (R, G, C)
+            r, d = self._renormalization(used, sigma, it)
+            means = {f"used_{k}": v.mean(1) for k, v in used.items()}
+            self.observe(x, own | means)
+        flat = [
+            None if v is None else v.reshape(rows, -1) for v in (used.get("mean"), 1 / sigma, r, d)
+        ]
+        rule = partial(self._backward_statistics, call, it)
+        return core.Normalize.apply(x, self.weight, self.bias, *flat, rule)
+
+    def _forward_statistics(self, call: int, it: Tensor, own: Stats, group: int) -> Stats:
+        if self.variant == "official_root" and next(iter(own.values())).shape[1] > 1:
+            raise ValueError(
+                "variant='official_root' takes one group per replica: set group (batch.norm) to "
+                "the replica's share"
+            )
+        if self.windows:
+            self.make_windows(call + 1, max(1, EFFECTIVE_BATCH // group))
+        if not self.averages_forward:
+            return own
+        return {k: self._moving(k, call, it, v) for k, v in own.items()}
+
+    def _moving(self, name: str, call: int, it: Tensor, new: Tensor) -> Tensor:
+        """Return the moving averages (R, G, C), or the values themselves before `it` is due."""
+        average = self.window_average(name, call, new)
+        if self.variant == "paper":
+            return average
+        memory = getattr(self, f"{name}_window").shape[-2]
+        due = 2 if self.variant == "official" else max(memory + 1, 100)
+        return torch.where(it >= due, average, new)
+
+    def _renormalization(
+        self, used: Stats, sigma: Tensor, it: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return r and d (R, G, C) of eq. 14 and 19, None where they are 1 and 0."""
+        if self.fp != "ema":
+            return None, None
+        moving = (self.state("running_var").unsqueeze(1) + self.eps).sqrt()
+        r = (sigma / moving).clamp(1 / self.clip, self.clip)
+        active = it >= self.renorm_from
+        if "mean" not in used:
+            return torch.where(active, r, 1.0), None
+        d = (used["mean"] - self.state("running_mean").unsqueeze(1)) / moving
+        return torch.where(active, r, 1.0), torch.where(active, d.clamp(-self.clip, self.clip), 0.0)
+
+    def _backward_statistics(
+        self, call: int, it: Tensor, g: Tensor, psi: Tensor
+    ) -> tuple[Tensor | None, Tensor]:
+        """Replace g and Psi as `bp` says; g has no part in the modified form (eq. 16)."""
+        scale = self.loss_scale
+        found = {"g": g, "psi": psi}
+        own = {k: self.per_replica(found[k]) / scale for k in self.backward_names}
+        used = {k: self._backward_average(k, call, it, v) for k, v in own.items()}
+        self.feel(call, own)
+        flat = {k: (v * scale).reshape(g.shape) for k, v in used.items()}
+        return flat.get("g"), flat["psi"]
+
+    def _backward_average(self, name: str, call: int, it: Tensor, new: Tensor) -> Tensor:
+        if self.bp == "batch":
+            return new
+        if self.bp == "sma":
+            return self._moving(name, call, it, new)
+        old = self.state(f"{name}_ema")
+        return (old + self.momentum * (new.mean(1) - old)).unsqueeze(1).expand_as(new)
+
+    # -- state -------------------------------------------------------------------------------------
+
+    def advance(self, seen: list[Stats]) -> None:
+        """Move the running averages, the counter and the forward windows."""
+        for name in self.forward_names:
+            state = self.state("running_mean" if name == "mean" else "running_var")
+            new = across_calls(seen, f"used_{name}")
+            if self.variant == "official":
+                state.copy_(torch.where(self.iters == 0, new, state))
+            state += self.momentum * (new - state)
+            for call, stats in enumerate(seen if self.averages_forward else ()):
+                self.push_window(name, call, stats[name])
+        self.iters += 1
+
+    def advance_backward(self, felt: dict[int, Stats]) -> None:
+        """Move the backward windows or averages of the calls that had a backward."""
+        for name in self.backward_names:
+            if self.bp == "sma":
+                for call, stats in felt.items():
+                    self.push_window(name, call, stats[name])
+            elif self.bp == "ema":
+                new = across_calls([{name: s[name].mean(1)} for s in felt.values()], name)
+                state = self.state(f"{name}_ema")
+                step = torch.where(new.isfinite().all(), self.momentum * (new - state), 0.0)
+                state += step
+
+    def inference_stats(self) -> tuple[Tensor | None, Tensor]:
+        """Return the running mean of the vanilla structure, else None, and 1/chi^."""
+        mean = self.eval_buffer("running_mean") if self.structure == "vanilla" else None
+        return mean, (self.eval_buffer("running_var") + self.eps).rsqrt()
+
+    # -- conversion --------------------------------------------------------------------------------
 
     @property
     def wants_conv(self) -> bool:
         """Look for the convolution where its weights are to be centred."""
         return self.centre
 
+    def attach(self, conv: nn.Module) -> None:
+        """Centre the filters of the convolution that feeds this layer (eq. 18)."""
+        if self.centre:
+            self._centred = centre(conv)
+
     def adopt(self, mean: Tensor, var: Tensor) -> bool:
-        """Take over chi^2 = var + mean^2 (eq. 40), unless centring changes what the convolution puts out."""
-        if not self._centred:
-            self.running_var.copy_(var + mean.square())
-        return not self._centred
+        """Take over chi^2 = var + mean^2 (eq. 40), unless centring changes the layer's input."""
+        if self._centred:
+            return False
+        vanilla = self.structure == "vanilla"
+        if vanilla:
+            self.running_mean.copy_(mean)
+        self.running_var.copy_(var if vanilla else var + mean.square())
+        return True
 
-    # -- equations ----------------------------------------------------------------------------------------------------
 
-    def normalize(self, x: Tensor, rows: int) -> Tensor:
-        """Normalize by chi_B, or its moving average, and renormalize towards the running chi."""
-        with torch.no_grad():
-            chi2 = self.per_replica(core.mean_square(x, rows))  # (R, G, C)
-            if self.variant == "official_root" and chi2.shape[1] > 1:
-                raise ValueError("variant='official_root' has one group per replica: set group=None or group=the share")
-            call, it = self.call_number(x, {"chi2": chi2}), self.iters + 1
-            self._make_windows(call + 1, x.shape[0] // rows)
-            used = chi2 if self.variant == "paper" else self._average("x2", call, it, chi2)
-            chi = (used + self.eps).sqrt()
-            r = chi / (self.state("running_var").unsqueeze(1) + self.eps).sqrt()
-            r = torch.where(it >= self.renorm_from, r.clamp(1 / self.clip, self.clip), 1.0)
-            self.observe(x, {"chi2": chi2, "used": used.mean(1)})
-        inv, r = (1 / chi).view(rows, -1), r.view(rows, -1)
-        rule = partial(self._rule, call, it)
-        return core.Normalize.apply(x, self.weight, self.bias, None, inv, r, None, rule)
-
-    def _rule(self, call: int, it: Tensor, g: Tensor, psi: Tensor) -> tuple[None, Tensor]:
-        """Replace Psi by its moving average; g has no part in the modified form (eq. 16)."""
-        scale = self.loss_scale
-        psi = self.per_replica(psi) / scale
-        average = self._average("psi", call, it, psi)
-        self.feel(call, psi)
-        return None, (average * scale).view(g.shape)
-
-    def _average(self, name: str, call: int, it: Tensor, new: Tensor) -> Tensor:
-        """Return the moving averages that end with each new value (R, G, C), or the values before the averages start."""
-        count = getattr(self, f"{name}_count")[call]
-        average = slide(self.state(f"{name}_window")[:, call], count, new)
-        if self.variant == "paper":
-            return average
-        start = 2 if self.variant == "official" else max(self._memory + 1, 100)
-        return torch.where(it >= start, average, new)
-
-    # -- state --------------------------------------------------------------------------------------------------------
-
-    def advance(self, seen: list[Stats]) -> None:
-        """Move chi^2, the counter and the windows of x^2."""
-        moving, new = self.state("running_var"), across_calls(seen, "used")
-        if self.variant == "official":
-            moving.copy_(torch.where(self.iters == 0, new, moving))
-        moving += self.momentum * (new - moving)
-        self.iters += 1
-        if self.variant != "paper":
-            for call, stats in enumerate(seen):
-                push_finite(self.state("x2_window")[:, call], self.x2_count[call], stats["chi2"])
-
-    def advance_backward(self, felt: dict[int, Tensor]) -> None:
-        """Append Psi to the window of each call that had a backward."""
-        for call, psi in felt.items():
-            push_finite(self.state("psi_window")[:, call], self.psi_count[call], psi)
-
-    @property
-    def _memory(self) -> int:
-        return self.psi_window.shape[-2]
-
-    def _make_windows(self, calls: int, group: int) -> None:
-        """Make room for the calls of a step; the first forward settles the window's length."""
-        for name in ("psi",) if self.variant == "paper" else ("psi", "x2"):
-            old = self.state(f"{name}_window")
-            if old.shape[1] >= calls:
-                continue
-            memory = old.shape[2] or max(1, EFFECTIVE_BATCH // group)
-            new = old.new_zeros(self.replicas, calls, memory, self.channels)
-            if old.shape[1]:
-                new[:, : old.shape[1]] = old
-            count = getattr(self, f"{name}_count")
-            setattr(self, f"{name}_window", new if self.replicas > 1 else new[0])
-            setattr(self, f"{name}_count", torch.cat([count, count.new_zeros(calls - len(count))]))
-
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
-        """Take windows of any number of calls and any length."""
-        for name, buffer in list(self._buffers.items()):
-            saved = state_dict.get(prefix + name)
-            if name.endswith(("_window", "_count")) and saved is not None:
-                self._buffers[name] = buffer.new_zeros(saved.shape)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def inference_stats(self) -> tuple[None, Tensor]:
-        """Return no mean and 1/sqrt(chi^2 + eps)."""
-        return None, (self.eval_buffer("running_var") + self.eps).rsqrt()
+def _check(variant: str, structure: str, fp: str, bp: str, memory: int | None, clip: float) -> None:
+    names = {
+        "variant": (variant, tuple(RENORM_FROM)),
+        "structure": (structure, ("modified", "vanilla")),
+        "fp": (fp, STATISTICS),
+        "bp": (bp, STATISTICS),
+    }
+    for key, (value, allowed) in names.items():
+        if value not in allowed:
+            raise ValueError(f"{key}={value!r} must be one of {', '.join(allowed)}")
+    if structure == "vanilla" and variant != "paper":
+        raise ValueError(f"variant={variant!r} has only the modified structure")
+    if clip < 1 or (memory is not None and memory < 1):
+        raise ValueError(f"clip={clip} and memory={memory} must be at least 1")

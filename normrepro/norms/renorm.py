@@ -14,11 +14,13 @@ class BatchRenorm(Normalizer):
     """Batch renormalization over groups of images (MABN eq. 14).
 
     Training, per group and channel, with mu and sigma the running state before this step:
-        sigma_B = sqrt(var_B + eps);  r = clip(sigma_B / sigma, 1/r_max, r_max);  d = clip((mu_B - mu) / sigma, -d_max, d_max)
+        sigma_B = sqrt(var_B + eps)
+        r = clip(sigma_B / sigma, 1/r_max, r_max);  d = clip((mu_B - mu) / sigma, -d_max, d_max)
         y = gamma ((x - mu_B) / sigma_B r + d) + beta;  no gradient through r and d.
-    State: running_mean and running_std (`ema="std"`, Ioffe's form, initially 1) or running_var (`ema="var"`), moved once
-    per step towards the mean over the groups; num_batches_tracked counts steps.
-    Evaluation: gamma (x - mu) / sigma + beta, where sigma is running_std, or sqrt(running_var + eps).
+    State: running_mean and running_std (`ema="std"`, Ioffe's form, initially 1) or running_var
+    (`ema="var"`), moved once per step towards the mean over the groups; num_batches_tracked counts
+    steps. Evaluation: gamma (x - mu) / sigma + beta, where sigma is running_std, or
+    sqrt(running_var + eps).
 
     Args:
         channels: C.
@@ -29,13 +31,16 @@ class BatchRenorm(Normalizer):
         momentum: Weight of the new value (Ioffe 0.01; MABN's experiments 0.1).
         r_max: Final limit of r.
         d_max: Final limit of d.
-        limits: "constant"; or "ioffe": r_max = 1 and d_max = 0 for `starts[0]` steps, then linear, r reaching its limit
-            at step `starts[1]` and d at `starts[2]`; or "fractions": the same, with `starts` as fractions of `run_length`.
-        starts: The three points (start, r, d) of the schedule; None takes Ioffe's 5000, 40000, 25000 steps.
+        limits: "constant"; or "ioffe": r_max = 1 and d_max = 0 for `starts[0]` steps, then linear,
+            r reaching its limit at step `starts[1]` and d at `starts[2]`; or "fractions": the same,
+            with `starts` as fractions of `run_length`.
+        starts: The three points (start, r, d) of the schedule; None takes Ioffe's 5000, 40000,
+            25000 steps.
         ema: "std" or "var" (the biased variance).
 
     Raises:
-        ValueError: Unknown `limits` or `ema`, r_max < 1, d_max < 0, or "fractions" without a run length in training.
+        ValueError: Unknown `limits` or `ema`, r_max < 1, d_max < 0, or "fractions" without a run
+            length in training.
     """
 
     run_length: int | None = None  # optimizer steps of the whole run; the trainer sets it
@@ -56,10 +61,21 @@ class BatchRenorm(Normalizer):
     ) -> None:
         super().__init__(channels, group, replicas, eps, affine)
         if limits not in LIMITS or ema not in ("std", "var") or r_max < 1 or d_max < 0:
-            raise ValueError(f"limits={limits!r} ({LIMITS}), ema={ema!r} (std, var), {r_max=} (>= 1), {d_max=} (>= 0)")
+            raise ValueError(
+                f"one of {limits=} ({', '.join(LIMITS)}), {ema=} (std, var), {r_max=} (at least 1) "
+                f"and {d_max=} (at least 0) is wrong"
+            )
         if limits == "fractions" and starts is None:
-            raise ValueError("limits='fractions' needs starts=(start, r, d) as fractions of the run")
-        self.momentum, self.r_max, self.d_max, self.limits, self.ema = momentum, r_max, d_max, limits, ema
+            raise ValueError(
+                "limits='fractions' needs starts=(start, r, d) as fractions of the run"
+            )
+        self.momentum, self.r_max, self.d_max, self.limits, self.ema = (
+            momentum,
+            r_max,
+            d_max,
+            limits,
+            ema,
+        )
         self.starts = tuple(starts or (5000, 40000, 25000))
         self.add_state("running_mean", torch.zeros(channels))
         self.add_state(f"running_{ema}", torch.ones(channels))
@@ -72,18 +88,23 @@ class BatchRenorm(Normalizer):
         start, r_end, d_end = self.starts
         if self.limits == "fractions":
             if self.run_length is None:
-                raise ValueError("limits='fractions' needs the run's length: set layer.run_length to its steps")
+                raise ValueError(
+                    "limits='fractions' needs the run's length: set layer.run_length to its steps"
+                )
             start, r_end, d_end = (s * self.run_length for s in self.starts)
         t = self.num_batches_tracked.double() - start
         r = 1 + (self.r_max - 1) * (t / max(r_end - start, 1)).clamp(0, 1)
         return r, self.d_max * (t / max(d_end - start, 1)).clamp(0, 1)
 
     def normalize(self, x: Tensor, rows: int) -> Tensor:
-        """Normalize by each group's statistics, corrected towards the running ones within the limits."""
+        """Normalize by each group's statistics, corrected towards the running ones in limits."""
         mean, var = group_moments(x, rows)
         sigma = (var + self.eps).sqrt()
         with torch.no_grad():
-            r, d = (v.view(rows, -1) for v in self._correction(self.per_replica(mean), self.per_replica(sigma)))
+            r, d = (
+                v.view(rows, -1)
+                for v in self._correction(self.per_replica(mean), self.per_replica(sigma))
+            )
         self.observe(
             x,
             {
@@ -95,7 +116,10 @@ class BatchRenorm(Normalizer):
 
     def _correction(self, mean: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Return r and d (R, G, C)."""
-        mu, moving = self.state("running_mean").unsqueeze(1), self._sigma(self.state(f"running_{self.ema}")).unsqueeze(1)
+        mu, moving = (
+            self.state("running_mean").unsqueeze(1),
+            self._sigma(self.state(f"running_{self.ema}")).unsqueeze(1),
+        )
         r_max, d_max = self.current_limits()
         r = torch.clamp(sigma / moving, *_bounds(1 / r_max, r_max, sigma))
         return r, torch.clamp((mean - mu) / moving, *_bounds(-d_max, d_max, sigma))
@@ -113,14 +137,18 @@ class BatchRenorm(Normalizer):
     def adopt(self, mean: Tensor, var: Tensor) -> bool:
         """Take over mean and variance, or its root."""
         self.running_mean.copy_(mean)
-        self.state(f"running_{self.ema}").copy_((var + self.eps).sqrt() if self.ema == "std" else var)
+        self.state(f"running_{self.ema}").copy_(
+            (var + self.eps).sqrt() if self.ema == "std" else var
+        )
         return True
 
     def inference_stats(self) -> tuple[Tensor, Tensor]:
         """Return the running mean and 1/sigma."""
-        return self.eval_buffer("running_mean"), 1 / self._sigma(self.eval_buffer(f"running_{self.ema}"))
+        return self.eval_buffer("running_mean"), 1 / self._sigma(
+            self.eval_buffer(f"running_{self.ema}")
+        )
 
 
 def _bounds(low: Tensor | float, high: Tensor | float, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Give both bounds of a clamp as tensors, so that a scheduled limit needs no host synchronization."""
+    """Give both bounds of a clamp as tensors: a scheduled limit needs no host synchronization."""
     return tuple(torch.as_tensor(v, dtype=like.dtype, device=like.device) for v in (low, high))

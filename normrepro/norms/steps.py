@@ -1,4 +1,4 @@
-"""`with norms.step(model)`: one optimizer step, in which the state of every normalizer advances exactly once."""
+"""`with norms.step(model)`: one optimizer step, in which every normalizer advances once."""
 
 from types import TracebackType
 
@@ -7,18 +7,18 @@ from torch import Tensor, nn
 from normrepro.norms.base import Normalizer
 
 
-class step:  # noqa: N801 - used like a function
-    """Span one optimizer step of a model: all micro-batches, their backward passes and the optimizer's update.
+class step:
+    """Span one optimizer step: all micro-batches, their backward passes, the optimizer's update.
 
-    Running statistics, windows and counters of all normalizers advance once, at the exit, whatever happens inside:
-    gradient accumulation, activation checkpointing, a module used several times, forwards without backward.
-    An exception, or `skip()`, leaves them as they were.
+    Running statistics, windows and counters of all normalizers advance once, at the exit, whatever
+    happens inside: gradient accumulation, activation checkpointing, a module used several times,
+    forwards without backward. An exception, or `skip()`, leaves them as they were.
 
     Args:
         model: The model (wrapped by DistributedDataParallel or not), or a single layer.
-        scale: Factor by which the loss that runs backward is larger than the objective (a GradScaler's scale, or the
-            world size where each process takes the mean over its own images), so that no gradient statistic is
-            stored in scaled units.
+        scale: Factor by which the loss that runs backward is larger than the objective (a
+            GradScaler's scale, or the world size where each process takes the mean over its own
+            images), so that no gradient statistic is stored in scaled units.
 
     Raises:
         RuntimeError: A step of this model is open already.
@@ -48,7 +48,10 @@ class step:  # noqa: N801 - used like a function
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         for layer in self.layers:
             if kind is None and not self._skipped:

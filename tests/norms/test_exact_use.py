@@ -88,3 +88,18 @@ def call_with(conv: nn.Module, forward: Any, parameters: dict[str, Tensor], x: T
         for name in parameters:
             del conv.__dict__[name]
         conv._parameters.update(saved)
+
+
+@pytest.mark.parametrize(("group", "memory"), [(2, 16), (5, 6), (None, 3), (40, 1)])
+def test_default_window_stands_for_32_images(group: int | None, memory: int) -> None:
+    layer = norms.MABN(2, group=group).double()
+    x = draw(group or 10, 2)
+    with norms.step(layer):
+        layer(x)
+    assert layer.psi_window.shape == (1, memory, 2)
+
+
+def test_official_root_refuses_groups() -> None:
+    layer = norms.MABN(2, group=2, variant="official_root").double()
+    with pytest.raises(ValueError, match="one group per replica"):
+        layer(draw(4, 2))

@@ -59,3 +59,9 @@ def moments(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
     dims = (1, *range(3, grouped.dim()))
     var, mean = torch.var_mean(grouped, dims, correction=0, keepdim=True)
     return mean.expand_as(grouped).reshape(x.shape), var.expand_as(grouped).reshape(x.shape)
+
+
+def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and mean square per channel."""
+    rows = x.transpose(0, 1).flatten(1)
+    return rows.mean(1), rows.square().mean(1)
