@@ -47,11 +47,11 @@ SECOND = [
         (25, "none", "true", 0.05),
         (25, "none", "true", 0.2),
         (25, "none", "false", 0.05),
+        (12, "none", "false", 0.05),
+        (12, "none", "false", 0.1),
         (25, "none", "false", 0.2),
         (25, "light", "true", 0.05),
         (25, "light", "false", 0.05),
-        (12, "none", "false", 0.05),
-        (12, "none", "false", 0.1),
         (12, "light", "false", 0.05),
     ]
 ]

@@ -19,12 +19,23 @@ STEPS = [
 ]
 
 
-@pytest.mark.parametrize("norm", ["bn", "mabn"])
+@pytest.mark.parametrize(
+    ("norm", "batch"),
+    [
+        ("bn", 2),
+        ("mabn", 2),
+        pytest.param("bn", 64, marks=pytest.mark.slow),  # one normalization batch over both devices
+        pytest.param("brn", 2, marks=pytest.mark.slow),
+        pytest.param("mabn_official", 2, marks=pytest.mark.slow),
+    ],
+)
 def test_two_processes_train_the_weights_of_two_replicas(
-    start: Callable, tmp_path: Path, norm: str
+    start: Callable, tmp_path: Path, norm: str, batch: int
 ) -> None:
     for processes in (1, 2):
-        done = start(f"norm={norm}", *STEPS, root=f"p{processes}", processes=processes)
+        done = start(
+            f"norm={norm}", f"batch.norm={batch}", *STEPS, root=f"p{processes}", processes=processes
+        )
         assert done.returncode == 0, done.stderr
     one, two = (weights(only_run(tmp_path / f"p{n}")) for n in (1, 2))
     assert one.keys() == two.keys()

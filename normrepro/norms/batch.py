@@ -1,14 +1,17 @@
 """Batch normalization over groups of a device's batch, or over several devices."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from normrepro.norms import core
 from normrepro.norms.base import Normalizer, Stats, across_calls
+from normrepro.norms.joined import join_means, join_moments
 
 
 class BatchNorm(Normalizer):
-    """Batch normalization over groups of images.
+    """Batch normalization over groups of images, from one image to all devices' batches.
 
     Training (MABN eq. 1-5), per group and channel:
         xhat = (x - mu_g) / sqrt(var_g + eps),  y = gamma xhat + beta,  biased variance;
@@ -19,6 +22,9 @@ class BatchNorm(Normalizer):
     Evaluation: gamma (x - running_mean) / sqrt(running_var + eps) + beta.
     With one group this is torch.nn.BatchNorm1d/2d/3d, buffers included.
 
+    A group larger than a replica's share joins consecutive replicas, first of this process, then of
+    consecutive processes (SyncBN). Unlike torch.nn.SyncBatchNorm it works on CPUs.
+
     Args:
         channels: C.
         group: Images per set of statistics; None takes a replica's whole share.
@@ -26,6 +32,12 @@ class BatchNorm(Normalizer):
         eps: Added to the variance.
         affine: Learn gamma and beta.
         momentum: Weight of the new value; None averages all steps equally, as in torch.
+        processes: Join all images of so many consecutive processes, whatever each one's number;
+            None leaves it to `group`.
+
+    Raises:
+        ValueError: In training, a group that neither divides a share nor joins whole replicas, or
+            processes that were not started.
     """
 
     def __init__(
@@ -36,33 +48,81 @@ class BatchNorm(Normalizer):
         eps: float = 1e-5,
         affine: bool = True,
         momentum: float | None = 0.1,
+        processes: int | None = None,
     ) -> None:
         super().__init__(channels, group, replicas, eps, affine)
-        self.momentum = momentum
+        self.momentum, self.processes = momentum, processes
         self.add_state("running_mean", torch.zeros(channels))
         self.add_state("running_var", torch.ones(channels))
         self.register_buffer("num_batches_tracked", torch.tensor(0))
 
     def normalize(self, x: Tensor, rows: int) -> Tensor:
         """Normalize by each group's own statistics."""
+        processes = self._processes(x)
+        if processes > 1:
+            return self._normalize_joined(x, processes)
         mean, var = group_moments(x, rows)
-        bessel = bessel_factor(x, rows)
-        self.observe(
-            x,
-            {
-                "mean": self.per_replica(mean).mean(1),
-                "var": self.per_replica(var).mean(1) * bessel,
-            },
-        )
+        self._observe(x, mean, var, bessel_factor(x, rows))
         inv = (var + self.eps).rsqrt()
         return core.Normalize.apply(x, self.weight, self.bias, mean, inv, None, None, core.own)
+
+    def _normalize_joined(self, x: Tensor, processes: int) -> Tensor:
+        count = x.numel() // self.channels
+        with torch.no_grad():
+            mean, var, total = join_moments(*core.moments(x, 1), count, processes)
+            self._observe(x, mean, var, total / (total - 1))
+        inv = (var + self.eps).rsqrt()
+        rule = partial(_join, count, total, processes)
+        return core.Normalize.apply(x, self.weight, self.bias, mean, inv, None, None, rule)
+
+    def _observe(self, x: Tensor, mean: Tensor, var: Tensor, bessel: float | Tensor) -> None:
+        means = {"mean": mean, "var": var}
+        stats = {k: self.per_replica(v).mean(1) for k, v in means.items()}
+        self.observe(x, {"mean": stats["mean"], "var": stats["var"] * bessel})
+
+    def rows(self, x: Tensor) -> int:
+        """Return the number of groups on this process; joined replicas make one."""
+        share = x.shape[0] // self.replicas
+        if self.processes is None and (self.group is None or self.group <= share):
+            return super().rows(x)
+        if x.numel() == 0 or x.shape[0] % self.replicas:
+            return super().rows(x)  # which says what is wrong
+        if self._processes(x) > 1:
+            return 1
+        joined = x.shape[0] if self.processes else self.group
+        if joined % share or self.replicas % (joined // share):
+            raise ValueError(
+                f"group={joined} (batch.norm) must join whole replicas of {share} images, in a "
+                f"number that divides the {self.replicas} of a process"
+            )
+        return x.shape[0] // joined
+
+    def _processes(self, x: Tensor) -> int:
+        """Return how many processes share a set of statistics."""
+        if self.processes is not None:
+            return self.processes
+        local = x.shape[0]
+        if self.group is None or self.group <= local:
+            return 1
+        if self.group % local:
+            raise ValueError(
+                f"group={self.group} (batch.norm) must be a multiple of the {local} images of a "
+                "process that it joins with others"
+            )
+        return self.group // local
+
+    def per_replica(self, stat: Tensor) -> Tensor:
+        """View a statistic (M, C) as (R, G, C); replicas that share a group each get its value."""
+        if stat.shape[0] < self.replicas:
+            stat = stat.repeat_interleave(self.replicas // stat.shape[0], dim=0)
+        return super().per_replica(stat)
 
     def advance(self, seen: list[Stats]) -> None:
         """Move the running statistics once."""
         self.num_batches_tracked += 1
         factor = self.momentum
         if factor is None:
-            factor = 1 / self.num_batches_tracked
+            factor = 1 / self.num_batches_tracked.double()
         for name in ("mean", "var"):
             state = self.state(f"running_{name}")
             state += factor * (across_calls(seen, name) - state)
@@ -75,9 +135,16 @@ class BatchNorm(Normalizer):
 
     def inference_stats(self) -> tuple[Tensor, Tensor]:
         """Return the running mean and 1/sqrt(running variance + eps)."""
-        return self.eval_buffer("running_mean"), (
-            self.eval_buffer("running_var") + self.eps
-        ).rsqrt()
+        variance = self.eval_buffer("running_var")
+        return self.eval_buffer("running_mean"), (variance + self.eps).rsqrt()
+
+
+def _join(
+    count: int, total: Tensor, processes: int, g: Tensor, psi: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Average the backward statistics over the processes that shared the forward ones."""
+    g, psi = join_means([g, psi], count, total, processes)
+    return g, psi
 
 
 @torch.no_grad()
