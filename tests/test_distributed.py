@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import only_run, weights
+from tests.conftest import ROOT, SMALL, only_run, weights
+from tests.test_resume import kill_somewhere
 
 pytestmark = pytest.mark.dist
 STEPS = [
@@ -61,8 +62,6 @@ def test_a_failing_rank_ends_the_job_with_its_traceback(start: Callable, tmp_pat
         "    engine.Trainer.step = step\n"
     )
     begin = time.monotonic()
-    from tests.conftest import ROOT
-
     done = start("norm=bn", "batch.devices=2", processes=2, PYTHONPATH=f"{site}:{ROOT}")
     assert done.returncode != 0
     assert "rank 1 breaks here" in done.stderr
@@ -75,3 +74,21 @@ def test_a_world_that_does_not_divide_the_devices_is_refused(start: Callable) ->
     done = start("norm=bn", "batch.devices=1", processes=2)
     assert done.returncode != 0
     assert "batch.devices=1" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["bn", "mabn"])
+def test_a_run_goes_on_with_another_number_of_processes(
+    start: Callable, tmp_path: Path, norm: str
+) -> None:
+    arguments = [f"norm={norm}", *STEPS, "run.save_every=0"]
+    assert start(*arguments, root="whole").returncode == 0
+    moved = tmp_path / "moved"
+    kill_somewhere([*SMALL, *arguments, f"run.root={moved}"], moved, 0.2)
+    done = start(*arguments, root="moved", processes=2)
+    assert done.returncode == 0, done.stderr
+    assert "goes on at step" in done.stderr
+    one, two = weights(only_run(tmp_path / "whole")), weights(only_run(moved))
+    for name in one:
+        scale = one[name].abs().max() if one[name].numel() else 0
+        torch.testing.assert_close(two[name], one[name], rtol=1e-12, atol=float(scale) * 1e-12)
