@@ -10,8 +10,13 @@ imported.
 from importlib import import_module
 from typing import Any
 
-_HOME = {"convert": "normrepro.norms.swap", "load": "normrepro.trained"}
-__all__ = ["convert", "load"]
+_HOME = {
+    "convert": "normrepro.norms.swap",
+    "fold": "normrepro.norms.fold",
+    "load": "normrepro.trained",
+    "recalibrate": "normrepro.norms.recalibrate",
+}
+__all__ = ["convert", "fold", "load", "recalibrate"]
 
 
 def __getattr__(name: str) -> Any:

@@ -142,8 +142,17 @@ class Normalizer(nn.Module):
         buffer = self.state(name)
         return buffer.mean(0) if self.eval_state == "mean" else buffer[0]
 
-    def attach(self, conv: nn.Module) -> None:
-        """Tell the layer which convolution feeds it; most layers do not care."""
+    def attach(self, conv: nn.Module, channels: slice | None = None, pooled: bool = False) -> None:
+        """Tell the layer which convolution feeds it, or a stretch of its channels; most ignore it.
+
+        Args:
+            conv: The convolution or linear layer.
+            channels: The layer's channels that all outputs of the convolution make up; None: all.
+            pooled: The output is averaged over windows of the map on its way.
+        """
+
+    def detach(self) -> None:
+        """Take off the convolutions what serves this layer alone, before it is replaced."""
 
     def adopt(self, mean: Tensor, var: Tensor) -> bool:
         """Take over a torch BatchNorm's running statistics; False where they mean nothing here."""

@@ -1,138 +1,108 @@
-/* The inner loops of core.py, for CPUs. Letters as there: M groups of B images, C channels, S values per image and channel.
+/* The functions of eager.py for CPUs, for REAL = float or double; a null pointer leaves its term out. Sums are taken in
+   double precision, those of a variance about a value of the group, so an offset does no harm. */
+#include "sweeps.h"
 
-   Two layouts: planes x[m][b][c][s], and pixels x[m][p][c] (channels last; p runs over the B S values of a group).
-   Statistics are (M, C). Sums are taken in double precision, of differences to a value of the group where the sum itself
-   is to have small variance, so an offset does no harm. What one thread does never depends on how many there are, so every
-   number of threads gives the same bits. A null pointer leaves its term out. */
-#ifndef REAL
-#include <stdlib.h>
-
-#define ALONE 32768 /* values that one thread handles faster than several */
-#define BLOCK 65536 /* values of a channels-last group that are summed together */
-
-typedef struct {
-    long M, B, C, S;
-    int last, threads;
-} Shape;
-
-static long size(const Shape *d) { return d->M * d->B * d->C * d->S; }
-static int team(const Shape *d) { return size(d) > ALONE ? d->threads : 1; }
-
-#define REAL float
-#define NAME(f) f##_float
-#include "kernels.c"
-#undef REAL
-#undef NAME
-#define REAL double
-#define NAME(f) f##_double
-#include "kernels.c"
-#else
-
-/* s += sum(u - a) and q += sum((u - a)(x - k)) over a row of n values. */
-static inline void NAME(row_sums)(const REAL *u, const REAL *x, double a, double k, long n, double *s, double *q)
+/* Mean and biased variance of each group. */
+void moments(const Shape *d, const REAL *x, REAL *mean, REAL *var)
 {
-    double sum = 0, product = 0;
-#pragma omp simd reduction(+ : sum, product)
+    long n = d->M * d->C, count = d->B * d->S;
+    double *first = calloc(3 * n, sizeof(double)), *s = first + n, *q = s + n;
+    for (long i = 0; i < n; i++)
+        first[i] = x[d->last ? i / d->C * count * d->C + i % d->C : (i / d->C * d->B * d->C + i % d->C) * d->S];
+    sums(x, x, first, first, d, s, q);
     for (long i = 0; i < n; i++) {
-        double v = u[i] - a;
-        sum += v;
-        product += v * (x[i] - k);
+        double shift = s[i] / count, v = q[i] / count - shift * shift;
+        mean[i] = first[i] + shift;
+        var[i] = v < 0 ? 0 : v;
     }
-    *s += sum;
-    *q += product;
+    free(first);
 }
 
-/* The same for n pixels and each of their C channels, four pixels at a time. */
-static inline void NAME(pixel_sums)(const REAL *restrict u, const REAL *restrict x, const double *restrict a,
-                                    const double *restrict k, long n, long C, double *restrict s, double *restrict q)
+/* Mean of the squares of each group. */
+void mean_square(const Shape *d, const REAL *x, REAL *out)
 {
-    for (; n >= 4; n -= 4, u += 4 * C, x += 4 * C)
-#pragma omp simd
-        for (long c = 0; c < C; c++) {
-            double u0 = u[c] - a[c], u1 = u[c + C] - a[c], u2 = u[c + 2 * C] - a[c], u3 = u[c + 3 * C] - a[c];
-            double x0 = x[c] - k[c], x1 = x[c + C] - k[c], x2 = x[c + 2 * C] - k[c], x3 = x[c + 3 * C] - k[c];
-            s[c] += (u0 + u1) + (u2 + u3);
-            q[c] += (u0 * x0 + u1 * x1) + (u2 * x2 + u3 * x3);
-        }
-    for (; n > 0; n--, u += C, x += C)
-#pragma omp simd
-        for (long c = 0; c < C; c++) {
-            s[c] += u[c] - a[c];
-            q[c] += (u[c] - a[c]) * (x[c] - k[c]);
-        }
+    long n = d->M * d->C;
+    double *zero = calloc(3 * n, sizeof(double));
+    sums(x, x, zero, zero, d, zero + n, zero + 2 * n);
+    for (long i = 0; i < n; i++)
+        out[i] = zero[2 * n + i] / (d->B * d->S);
+    free(zero);
 }
 
-/* Sums over the blocks of a channels-last batch, then over the blocks of each group, always in the same order. */
-static void NAME(sum_pixels)(const REAL *u, const REAL *x, const double *a, const double *k, const Shape *d, double *s,
-                             double *q)
+/* y = weight (r (x - mean) inv + t) + bias. */
+void affine(const Shape *d, const REAL *x, const REAL *mean, const REAL *inv, const REAL *r, const REAL *t,
+            const REAL *weight, const REAL *bias, REAL *y)
 {
-    long P = d->B * d->S, C = d->C, blocks = (P * C + BLOCK - 1) / BLOCK, step = (P + blocks - 1) / blocks;
-    double *part = blocks == 1 ? s : calloc(2 * d->M * blocks * C, sizeof(double));
-    double *more = blocks == 1 ? q : part + d->M * blocks * C;
+    long n = d->M * d->C;
+    REAL *k = calloc(3 * n, sizeof(REAL)), *scale = k + n, *shift = scale + n;
+    for (long i = 0; i < n; i++) {
+        REAL w = weight ? weight[i % d->C] : 1;
+        k[i] = mean ? mean[i] : 0;
+        scale[i] = (r ? inv[i] * r[i] : inv[i]) * w;
+        shift[i] = (t ? t[i] * w : 0) + (bias ? bias[i % d->C] : 0);
+    }
+    map(0, x, k, scale, k, shift, d, y);
+    free(k);
+}
+
+/* For every group g = mean(g') and psi = mean(g' z), g' = weight r u, z = (x - mean) inv; for every channel the gradients
+   of weight and bias. */
+void backward_sums(const Shape *d, const REAL *x, const REAL *u, const REAL *mean, const REAL *inv, const REAL *r,
+                   const REAL *t, const REAL *weight, REAL *g, REAL *psi, REAL *gweight, REAL *gbias)
+{
+    long n = d->M * d->C, C = d->C;
+    double *zero = calloc(4 * n + 2 * C, sizeof(double)), *k = zero + n, *s = k + n, *q = s + n, *gw = q + n;
+    if (mean)
+        for (long i = 0; i < n; i++)
+            k[i] = mean[i];
+    sums(u, x, zero, k, d, s, q);
+    for (long i = 0; i < n; i++) {
+        double sz = q[i] * inv[i], each = (r ? r[i] : 1) * (weight ? weight[i % C] : 1) / (d->B * d->S);
+        g[i] = each * s[i];
+        psi[i] = each * sz;
+        gw[i % C] += (r ? r[i] * sz : sz) + (t ? t[i] * s[i] : 0);
+        gw[C + i % C] += s[i];
+    }
+    for (long c = 0; c < C; c++) {
+        gweight[c] = gw[c];
+        gbias[c] = gw[C + c];
+    }
+    free(zero);
+}
+
+/* gx = inv (weight r u - gbar - z psibar). */
+void combine(const Shape *d, const REAL *x, const REAL *u, const REAL *mean, const REAL *inv, const REAL *r,
+             const REAL *weight, const REAL *gbar, const REAL *psibar, REAL *gx)
+{
+    long n = d->M * d->C;
+    REAL *e = calloc(4 * n, sizeof(REAL)), *f = e + n, *k = f + n, *h = k + n;
+    for (long i = 0; i < n; i++) {
+        e[i] = inv[i] * (r ? r[i] : 1) * (weight ? weight[i % d->C] : 1);
+        f[i] = psibar ? -inv[i] * inv[i] * psibar[i] : 0;
+        k[i] = mean ? mean[i] : 0;
+        h[i] = gbar ? -inv[i] * gbar[i] : 0;
+    }
+    map(u, x, e, f, k, h, d, gx);
+    free(e);
+}
+
+/* signs = sum(sign(x - t)) and sizes = sum|x - t| over each group. */
+void threshold_sums(const Shape *d, const REAL *x, const REAL *t, REAL *signs, REAL *sizes)
+{
+    long P = d->B * d->S;
 #pragma omp parallel for num_threads(team(d)) schedule(static)
-    for (long t = 0; t < d->M * blocks; t++) {
-        long m = t / blocks, from = t % blocks * step, n = from + step < P ? step : P - from;
-        const long at = (m * P + from) * C;
-        NAME(pixel_sums)(u + at, x + at, a + m * C, k + m * C, n, C, part + t * C, more + t * C);
-    }
-    if (blocks == 1)
-        return;
-    for (long t = 0; t < d->M * blocks; t++)
-        for (long c = 0; c < C; c++) {
-            s[t / blocks * C + c] += part[t * C + c];
-            q[t / blocks * C + c] += more[t * C + c];
+    for (long m = 0; m < d->M; m++) {
+        double *s = calloc(2 * d->C, sizeof(double)), *q = s + d->C;
+        const REAL *y = x + m * P * d->C, *at = t + m * d->C;
+        if (d->last)
+            pixel_signs(y, at, P, d->C, s, q);
+        else
+            for (long i = 0; i < d->B * d->C; i++)
+                row_signs(y + i * d->S, at[i % d->C], d->S, s + i % d->C, q + i % d->C);
+        for (long c = 0; c < d->C; c++) {
+            signs[m * d->C + c] = s[c];
+            sizes[m * d->C + c] = q[c];
         }
-    free(part);
-}
-
-/* s (M, C) += sum(u - a) and q (M, C) += sum((u - a)(x - k)) over each group, a and k (M, C). */
-static void NAME(sums)(const REAL *u, const REAL *x, const double *a, const double *k, const Shape *d, double *s,
-                       double *q)
-{
-    if (d->last) {
-        NAME(sum_pixels)(u, x, a, k, d, s, q);
-        return;
-    }
-#pragma omp parallel for num_threads(team(d)) schedule(static)
-    for (long t = 0; t < d->M * d->C; t++)
-        for (long b = 0; b < d->B; b++) {
-            long at = ((t / d->C * d->B + b) * d->C + t % d->C) * d->S;
-            NAME(row_sums)(u + at, x + at, a[t], k[t], d->S, s + t, q + t);
-        }
-}
-
-/* y = e u + f (x - k) + h, all coefficients (M, C); without u where it is null. */
-static void NAME(map)(const REAL *u, const REAL *x, const REAL *e, const REAL *f, const REAL *k, const REAL *h,
-                      const Shape *d, REAL *y)
-{
-    long C = d->C, S = d->S, rows = d->M * d->B * (d->last ? S : C), per = rows / d->M;
-#pragma omp parallel for num_threads(team(d)) schedule(static)
-    for (long t = 0; t < rows; t++) {
-        const long n = d->last ? C : S, at = t * n;
-        const REAL *X = x + at, *U = u ? u + at : 0;
-        REAL *restrict Y = y + at;
-        if (d->last) {
-            const REAL *E = e + t / per * C, *F = f + t / per * C, *K = k + t / per * C, *H = h + t / per * C;
-            if (U)
-#pragma omp simd
-                for (long i = 0; i < n; i++)
-                    Y[i] = E[i] * U[i] + (F[i] * (X[i] - K[i]) + H[i]);
-            else
-#pragma omp simd
-                for (long i = 0; i < n; i++)
-                    Y[i] = F[i] * (X[i] - K[i]) + H[i];
-        } else {
-            const long j = t / per * C + t % C;
-            const REAL E = e[j], F = f[j], K = k[j], H = h[j];
-            if (U)
-#pragma omp simd
-                for (long i = 0; i < n; i++)
-                    Y[i] = E * U[i] + (F * (X[i] - K) + H);
-            else
-#pragma omp simd
-                for (long i = 0; i < n; i++)
-                    Y[i] = F * (X[i] - K) + H;
-        }
+        free(s);
     }
 }
-#endif

@@ -223,10 +223,10 @@ class MABN(Windowed):
         """Look for the convolution where its weights are to be centred."""
         return self.centre
 
-    def attach(self, conv: nn.Module) -> None:
-        """Centre the filters of the convolution that feeds this layer (eq. 18)."""
+    def attach(self, conv: nn.Module, channels: slice | None = None, pooled: bool = False) -> None:
+        """Centre the filters of a convolution that feeds this layer (eq. 18)."""
         if self.centre:
-            self._centred = centre(conv)
+            self._centred |= centre(conv)
 
     def adopt(self, mean: Tensor, var: Tensor) -> bool:
         """Take over chi^2 = var + mean^2 (eq. 40), unless centring changes the layer's input."""

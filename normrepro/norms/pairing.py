@@ -1,99 +1,153 @@
-"""Find the convolution that feeds each normalizer, by running the model once and watching which tensor goes where."""
+"""Find the convolutions that feed each norm: run the model on an example and follow its tensors."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from normrepro.norms.base import Normalizer
+from normrepro.norms.flow import Flow
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+# Pixels of a guessed image. 299 is for auxiliary heads of Inception-v3, too deep for smaller maps.
+SIZES = {nn.Conv1d: [(256,)], nn.Conv2d: [(224,) * 2, (299,) * 2], nn.Conv3d: [(16, 112, 112)]}
 
 
-def default_example(model: nn.Module) -> Tensor:
-    """Guess a batch of two that a model accepts, from timm's configuration or from its first layer.
+def find_sources(
+    model: nn.Module, norms: Iterable[str], example: Any = None, training: bool = True
+) -> Flow:
+    """Follow the outputs of a model's convolutions and linear layers to its norms.
 
-    Raises:
-        ValueError: Nothing in the model tells.
-    """
-    config = getattr(model, "pretrained_cfg", None)
-    if isinstance(config, Mapping) and config.get("input_size"):
-        return torch.zeros(2, *config["input_size"])
-    sizes = {nn.Conv1d: (256,), nn.Conv2d: (224, 224), nn.Conv3d: (16, 112, 112), nn.Linear: ()}
-    for module in model.modules():
-        if isinstance(module, CONVOLUTIONS):
-            kind = next(k for k in sizes if isinstance(module, k))
-            return torch.zeros(2, getattr(module, "in_channels", 0) or module.in_features, *sizes[kind])
-    raise ValueError("no convolution or linear layer in the model: pass example=")
-
-
-def find_pairs(model: nn.Module, names: Iterable[str], example: Any) -> dict[str, str | None]:
-    """Map each named module to the convolution whose output is its input.
-
-    The model runs in evaluation mode; modules that did not run (auxiliary heads) get a second run in training mode.
-    Buffers, modes and the random state are as before afterwards.
+    The model runs in evaluation mode; norms that did not run then (auxiliary heads) get a second
+    run in training mode, with all norms still in evaluation mode. Buffers, modes and the random
+    state are as before afterwards.
 
     Args:
         model: Any model.
-        names: Modules, as in `named_modules`.
-        example: A batch, or a tuple of arguments.
+        norms: Names of the modules to follow the outputs to.
+        example: A batch (a list of images for a detection model), a tuple of arguments, or a
+            mapping of keyword arguments; guessed where it is None.
+        training: Whether to make the second run.
 
     Returns:
-        name -> convolution's name, or None where the input comes from something else.
+        The finished `Flow`: sources of each norm that ran, and what else convolutions feed.
+
+    Raises:
+        ValueError: No example was given, and the model accepts none of the guessed ones.
     """
-    names = list(names)
-    args = example if isinstance(example, tuple) else (example,)
-    modes = {m: m.training for m in model.modules()}
-    buffers = {n: b.clone() for n, b in model.named_buffers()}
-    with torch.no_grad(), torch.random.fork_rng():
-        try:
-            found = _watch(model.eval(), names, args)
-            rest = [n for n in names if n not in found]
-            if rest:
-                found |= _watch_if_possible(model.train(), rest, args)
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
-            for name, buffer in model.named_buffers():
-                buffer.copy_(buffers[name])
-    return {name: found.get(name) for name in names}
+    names, flow, refusal = set(norms), Flow(), None
+    with _untouched(model), torch.no_grad():
+        for guess in guesses(model) if example is None else [example]:
+            for mode in (False, True) if training else (False,):
+                if names <= flow.sources.keys():
+                    return flow
+                try:
+                    flow = _run(model, names, guess, mode, flow)
+                except (
+                    Exception
+                ) as error:  # whatever a model does with an input that it cannot take
+                    if example is not None and not mode:
+                        raise
+                    refusal = refusal or error
+    if not flow.sources and example is None:
+        raise ValueError(
+            "one run of the model must show which convolution feeds which norm: pass example=<a "
+            f"batch that the model accepts> (guessed ones did not do: {refusal})"
+        ) from refusal
+    return flow
 
 
-def _watch_if_possible(model: nn.Module, names: list[str], args: tuple) -> dict[str, str | None]:
+def guesses(model: nn.Module) -> Iterator[Any]:
+    """Yield batches that a model may accept, from timm's configuration or its first layer."""
+    first = next((m for m in model.modules() if isinstance(m, CONVOLUTIONS)), None)
+    config = getattr(model, "pretrained_cfg", None) or {}
+    transform = getattr(model, "transform", None)
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    if type(transform).__name__ == "GeneralizedRCNNTransform":
+        side = min(transform.min_size)
+        yield [like.new_zeros(3, side, side).uniform_()]
+    elif config.get("input_size"):
+        channels, *size = config["input_size"]
+        conv = config.get("first_conv")
+        if isinstance(conv, str):  # in_chans=1 leaves the configuration as it was
+            channels = model.get_submodule(conv).in_channels
+        yield like.new_zeros(2, channels, *size)
+    elif isinstance(first, nn.Linear):
+        yield like.new_zeros(2, first.in_features)
+    else:
+        kind = next((k for k in SIZES if isinstance(first, k)), None)
+        for size in SIZES.get(kind, []):
+            yield like.new_zeros(2, first.in_channels, *size)
+
+
+def _run(model: nn.Module, norms: set[str], example: Any, training: bool, before: Flow) -> Flow:
+    """Run the model once; returns what it showed, together with what was known before."""
+    model.train(training)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm | Normalizer):
+            module.eval()
+    args, kwargs = example if isinstance(example, tuple) else (example,), {}
+    if isinstance(example, Mapping):
+        args, kwargs = (), dict(example)
+    args, kwargs = at_home((args, kwargs), model)
+    flow = Flow()
+    with _hooked(model, norms, flow), flow:
+        outputs = model(*args, **kwargs)
+    flow.escape()
+    del outputs  # up to here it kept alive what the model puts out
+    flow.sources |= before.sources
+    flow.elsewhere |= before.elsewhere
+    for conv, fed in before.feeds.items():
+        flow.feeds.setdefault(conv, set()).update(fed)
+    return flow
+
+
+@contextmanager
+def _hooked(model: nn.Module, norms: set[str], flow: Flow) -> Iterator[None]:
+    handles = []
+    for name, module in model.named_modules():
+        if name in norms:
+            handles.append(module.register_forward_pre_hook(flow.entering_norm(name)))
+            handles.append(module.register_forward_hook(flow.leaving_norm))
+        elif isinstance(module, CONVOLUTIONS + TRANSPOSED):
+            handles.append(module.register_forward_hook(flow.leaving_conv(name)))
     try:
-        return _watch(model, names, args)
-    except Exception:  # detection models want targets in training mode; their norms all run in evaluation mode
-        return {}
-
-
-def _watch(model: nn.Module, names: list[str], args: tuple) -> dict[str, str | None]:
-    produced: dict[int, tuple[Tensor, int, str]] = {}  # keeps the tensors, so that no id is used twice
-    found: dict[str, str | None] = {}
-
-    def leaving(name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor):
-                produced[id(output)] = (output, output._version, name)
-
-        return hook
-
-    def entering(name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any) -> None:
-            tensor, version, conv = produced.get(id(inputs[0]), (None, None, None))
-            unchanged = tensor is not None and tensor._version == version
-            found.setdefault(name, conv if unchanged else None)
-
-        return hook
-
-    handles = [
-        m.register_forward_hook(leaving(n)) for n, m in model.named_modules() if isinstance(m, CONVOLUTIONS)
-    ]
-    handles += [model.get_submodule(n).register_forward_pre_hook(entering(n)) for n in names]
-    try:
-        model(*(a.to(_home(model)) if isinstance(a, Tensor) else a for a in args))
+        yield
     finally:
         for handle in handles:
             handle.remove()
-    return found
+
+
+@contextmanager
+def _untouched(model: nn.Module) -> Iterator[None]:
+    modes = {m: m.training for m in model.modules()}
+    buffers = {n: b.clone() for n, b in model.named_buffers()}
+    home = _home(model)
+    with torch.random.fork_rng([home] if home.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+            with torch.no_grad():
+                for name, buffer in model.named_buffers():
+                    buffer.copy_(buffers[name])
+
+
+def at_home(tree: Any, model: nn.Module) -> Any:
+    """Move all tensors of a nest to a model's device, and those of floats to its dtype."""
+
+    def move(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        like = next((p for p in model.parameters() if p.is_floating_point()), leaf)
+        return leaf.to(like.device, like.dtype if leaf.is_floating_point() else leaf.dtype)
+
+    return tree_map(move, tree)
 
 
 def _home(model: nn.Module) -> torch.device:
