@@ -39,7 +39,9 @@ def finished(cfg: DictConfig) -> float | None:
     except ValueError as broken:
         raise ConfigError(f"{path} is damaged ({broken}): delete it to train again") from broken
     error = record["metrics"].get("error")
-    log.info("%s is %s (error %s): nothing to do", run_name(cfg), record.get("status", "finished"), error)
+    log.info(
+        "%s is %s (error %s): nothing to do", run_name(cfg), record.get("status", "finished"), error
+    )
     return math.nan if error is None else float(error)
 
 

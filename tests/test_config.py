@@ -264,7 +264,7 @@ def test_the_world_must_fit_the_devices(line: str, world: int, message: str | No
 HINTS = {
     "norm=mban": "norm=mban does not exist: did you mean norm=mabn",
     "model=resnet5": "did you mean model=resnet50",
-    "norm=zzz": "norm=zzz does not exist (there are bn, brn, gn, mabn, ",
+    "norm=zzz": "norm=zzz does not exist (there are bn, bn_disturbed, ",
     "nrom=mabn": "nrom is no key of this config: did you mean norm=mabn?",
     "normalizer=mabn": "did you mean norm=mabn",
     "mabn": "'mabn' is not of the form key=value: did you mean norm=mabn?",

@@ -43,7 +43,7 @@ class CBN(Compensated):
 
     State: running_mean, running_var (C) or (R, C): the batch at hand, averaged over its groups, the
     variance unbiased, moved once per step; num_batches_tracked counts steps; rings (see `Ringed`):
-    window_mean, window_base, for order 1 also window_shift and, for each convolution i,
+    window_mean, window_base, for order 1 also window_linear and, for each convolution i,
     window_patch{i} = dmu/dw and window_slope{i} = dv/dw; for order 2 window_input{i} alone.
     Evaluation: as batch norm, gamma (x - running_mean) / sqrt(running_var + eps) + beta, with eps
     where it is in training.

@@ -12,7 +12,7 @@ from normrepro.norms.cbn_rings import Ringed
 from normrepro.norms.cbn_source import Source, obstacle
 
 log = logging.getLogger("normrepro")
-RINGS = {0: ("mean", "base"), 1: ("mean", "base", "shift"), 2: ()}  # per channel, of each order
+RINGS = {0: ("mean", "base"), 1: ("mean", "base", "linear"), 2: ()}  # per channel, of each order
 Pair = tuple[Tensor, Tensor]
 
 
@@ -21,10 +21,11 @@ class Compensated(Ringed):
 
     With v = nu - mu^2, the bias b, pbar and H of `cbn_patches`, a group recorded under the weights
     w_s has, to first order, under the weights w
-        mu(w) = (mu - <pbar, w_s> - b_s) + <pbar, w> + b           = shift + <pbar, w> + b
-        v(w) = (v - <H, w_s>) + <H, w> - (mu(w) - mu)^2            = base + <H, w> - (mu(w) - mu)^2,
-    which is eqs. 7 and 8 rearranged, so no old weights are kept. Without the bias's drift b_s and b
-    are left out. Order 2 keeps a group's inputs instead.
+        mu(w) = mu + d,  d = (<pbar, w> + b) - (<pbar, w_s> + b_s)
+        v(w) = (v - <H, w_s>) + <H, w> - d^2,
+    which is eqs. 7 and 8 rearranged. The brackets with w_s are numbers per channel (the rings
+    `linear` and `base`), so no old weights are kept. Without the bias's drift b and b_s are left
+    out. Order 2 keeps a group's inputs instead.
 
     Args:
         args: As for every normalizer.
@@ -124,15 +125,15 @@ class Compensated(Ringed):
         if self.order == 2:
             inputs = (pick(s.inputs(r, len(x))).unflatten(0, mu.shape[:2]) for s, r in found)
             return self._of_one_shape({f"window_input{i}": y for i, y in enumerate(inputs)})
-        noted = {"window_mean": mu, "window_base": v.clone(), "window_shift": mu.clone()}
+        noted = {"window_mean": mu, "window_base": v.clone(), "window_linear": torch.zeros_like(mu)}
         for i, (source, record) in enumerate(found):
             at = source.channels
             pair = source.derivatives(record, x[:, at], mu[..., at].flatten(0, 1), pick)
             patch, slope = (d.unflatten(0, mu.shape[:2]) for d in pair)
             noted |= {f"window_patch{i}": patch, f"window_slope{i}": slope}
-            means, halves = self._products(source, patch, slope)
-            noted["window_shift"][..., at] -= means
-            noted["window_base"][..., at] -= halves
+            linear, square = self._products(source, patch, slope)
+            noted["window_linear"][..., at] = linear
+            noted["window_base"][..., at] -= square
         return noted
 
     def _of_one_shape(self, noted: Stats) -> Stats:
@@ -163,13 +164,13 @@ class Compensated(Ringed):
             return tuple(self.oldest_first(stat, call) for stat in self._replayed(call, x))
         mu, v = self.ring("window_mean", call), self.ring("window_base", call)
         if self.order == 1:
-            before, mu, v = mu, self.ring("window_shift", call).clone(), v.clone()
+            drift, v = -self.ring("window_linear", call), v.clone()
             for i, source in enumerate(self.sources):
                 rings = (self.ring(f"window_{name}{i}", call) for name in ("patch", "slope"))
-                means, squares = self._products(source, *rings)
-                mu[..., source.channels] += means
-                v[..., source.channels] += squares
-            v -= (mu - before).square()
+                linear, square = self._products(source, *rings)
+                drift[..., source.channels] += linear
+                v[..., source.channels] += square
+            mu, v = mu + drift, v - drift.square()
         return self.oldest_first(mu, call), self.oldest_first(v, call)
 
     def _replayed(self, call: int, x: Tensor) -> Pair:

@@ -7,12 +7,11 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
-from torchvision.ops import FrozenBatchNorm2d
 
 from normrepro.norms.base import Normalizer
 from normrepro.norms.flow import Source
 
-OTHER_NORMS = (FrozenBatchNorm2d, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, _InstanceNorm)
+OTHER_NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, _InstanceNorm)
 
 
 @dataclass
@@ -106,8 +105,16 @@ def find_norms(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
 
 def is_norm(module: nn.Module) -> bool:
     """Tell whether a module is a norm of torch, torchvision, timm or this package."""
-    frozen = type(module).__name__ == "FrozenBatchNormAct2d"  # timm's; timm is slow to import
-    return frozen or isinstance(module, (Normalizer, _BatchNorm, *OTHER_NORMS))
+    return is_frozen(module) or isinstance(module, (Normalizer, _BatchNorm, *OTHER_NORMS))
+
+
+def is_frozen(module: nn.Module) -> bool:
+    """Tell whether a module is torchvision's or timm's frozen batch norm.
+
+    By name: importing either library takes seconds, and a model that holds one has done it.
+    """
+    names = ("FrozenBatchNorm2d", "FrozenBatchNormAct2d")
+    return any(kind.__name__ in names for kind in type(module).__mro__)
 
 
 def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:

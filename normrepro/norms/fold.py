@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchvision.ops import FrozenBatchNorm2d
 
 from normrepro.norms.base import Normalizer
 from normrepro.norms.centre import drop, effective_weight, has_other_hooks
-from normrepro.norms.conversion import NormAct, all_norms, replace
+from normrepro.norms.conversion import NormAct, all_norms, is_frozen, replace
 from normrepro.norms.flow import Flow, Source
 from normrepro.norms.pairing import CONVOLUTIONS, TRANSPOSED, find_sources
 
@@ -86,8 +85,7 @@ def affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
     """Return (scale, shift), both (C), of a layer that is affine at inference, else None."""
     if isinstance(norm, Normalizer):
         return norm.inference_affine() if norm.linear else None
-    frozen = isinstance(norm, FrozenBatchNorm2d) or type(norm).__name__ == "FrozenBatchNormAct2d"
-    if not (frozen or isinstance(norm, _BatchNorm)) or norm.running_var is None:
+    if not (is_frozen(norm) or isinstance(norm, _BatchNorm)) or norm.running_var is None:
         return None
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     scale = scale if norm.weight is None else scale * norm.weight

@@ -71,25 +71,22 @@ def test_a_large_offset_does_no_harm() -> None:
 
 
 def test_an_entry_that_is_not_finite_does_not_count() -> None:
-    """As if a step that overflowed, and that nobody skipped, had left its place empty."""
+    """A step that overflowed, and that nobody skipped, leaves the later ones as without it."""
     (conv, layer), (other, calm) = pair(), pair()
-    for step in range(3):
-        y = images(step)
+    for step in range(4):
+        move(conv, step), move(other, step)
+        with norms.step(layer):
+            found = layer(conv(images(step) * (float("inf") if step == 1 else 1)))
         if step == 1:
-            with norms.step(layer):
-                layer(conv(y * float("inf")))
+            assert not found.isfinite().any()
             continue
-        for module, norm in ((conv, layer), (other, calm)):
-            with norms.step(norm):
-                out = norm(module(y))
-        if step == 2:
-            expected = out.detach()
-    assert layer.count(0) == calm.count(0) == 2
-    layer.running_mean.zero_(), calm.running_mean.zero_()
-    assert expected.isfinite().all()
-    with norms.step(layer):
-        found = layer(conv(images(3)))
+        with norms.step(calm):
+            expected = calm(other(images(step)))
+        if step < 3:  # then the calm one's window is longer by its first entry
+            assert torch.equal(found, expected)
     assert found.isfinite().all()
+    assert not torch.equal(found, expected)
+    assert layer.count(0) == 2
 
 
 def test_channels_last_gives_the_same() -> None:

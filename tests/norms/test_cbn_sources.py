@@ -22,13 +22,11 @@ class Branches(nn.Module):
     def __init__(self, pool: int) -> None:
         super().__init__()
         self.one = nn.Conv2d(3, 2, 3, padding=1, stride=2 // pool, padding_mode="reflect")
-        self.two = nn.Conv2d(3, 4, 1, groups=1)
-        self.pool = pool
+        self.two, self.pool = nn.Conv2d(3, 4, 1), pool
 
     def forward(self, y: Tensor) -> Tensor:
-        parts = self.one(y), F.avg_pool2d(self.two(y), 2), F.avg_pool2d(y, 2)
-        first = F.avg_pool2d(parts[0], self.pool)
-        return torch.cat([first, *parts[1:]], 1)
+        first = F.avg_pool2d(self.one(y), self.pool)
+        return torch.cat([first, F.avg_pool2d(self.two(y), 2), F.avg_pool2d(y, 2)], 1)
 
     def attach(self, layer: norms.CBN) -> None:
         layer.attach(self.one, slice(0, 2), pooled=self.pool > 1)
@@ -128,8 +126,7 @@ def test_inputs_are_released_and_nothing_is_kept_where_none_is_wanted() -> None:
         conv(images(2))  # its output goes nowhere
         assert len(source.records) == 1
     assert not source.records
-    layer.eval()
-    layer(conv(images(3)))
+    layer.eval()(conv(images(3)))
     assert not source.records
 
 
@@ -147,8 +144,7 @@ def test_a_replaced_layer_is_forgotten() -> None:
 
 
 def test_what_is_not_the_convolutions_output_has_a_window_of_one() -> None:
-    changes: list[Callable[[Tensor], Tensor]] = [lambda x: x * 1, lambda x: x.add_(1)]
-    for change in changes:
+    for change in (lambda x: x * 1, lambda x: x.add_(1)):
         conv, layer = pair()
         plain = norms.BatchNorm(4, affine=False).double()
         layer.weight = layer.bias = None
@@ -177,7 +173,7 @@ def test_calls_out_of_order_find_their_inputs() -> None:
 def test_attachments_that_make_no_sense_are_refused() -> None:
     layer = norms.CBN(6)
     with pytest.raises(TypeError, match="ConvTranspose2d"):
-        layer.attach(nn.ConvTranspose2d(6, 6, 3))
+        layer.attach(nn.ConvTranspose2d(6, 6, 3))  # whose weight has its axes the other way round
     layer.attach(nn.Conv2d(3, 4, 1), slice(0, 4))
     for width, channels in ((6, None), (3, slice(3, 6)), (3, slice(4, 6))):
         with pytest.raises(ValueError, match="cannot feed"):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from normrepro import norms
+from tests.norms import test_steps as contract
 from tests.norms.cases import LAYOUTS, STEPS, Layout
 from tests.norms.test_exact import TOLERANCE, batch
 from tests.oracles.checks import close, draw
@@ -132,3 +133,24 @@ def test_gradcheck() -> None:
         for training in (True, False):
             layer.train(training)
             assert torch.autograd.gradcheck(call, (x, *parameters))
+
+
+CONTRACT = {
+    "evalnorm": lambda c, **k: norms.EvalNorm(c, lr=0.5, **k),
+    "evalnorm-early": lambda c, **k: norms.EvalNorm(c, lr=0.5, keep_inputs=False, **k),
+    "sn": norms.SwitchableNorm,
+    "disturbed": norms.DisturbedBatchNorm,
+}
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+def test_state_advances_once_per_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The contract of `norms.step`, for the layers of this file's neighbours too."""
+    monkeypatch.setitem(contract.LAYERS, name, CONTRACT[name])
+    for reentrant in (True, False):
+        contract.test_activation_checkpointing_changes_nothing(name, reentrant)
+    contract.test_recomputed_calls_of_one_shape_find_their_own_windows(name)
+    contract.test_several_calls_move_the_state_once_by_their_mean(name)
+    contract.test_a_skipped_or_failed_step_leaves_no_trace(name)
+    contract.test_outside_a_step_every_training_forward_moves_the_state(name)
+    contract.test_copies_and_pickles_go_on_alike(name)

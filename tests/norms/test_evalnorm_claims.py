@@ -185,3 +185,15 @@ def test_renormalization_of_the_experiments_stays_within_its_limits() -> None:
     close(d.abs().max(), torch.tensor(1.0).double())
     close(r.max(), torch.tensor(2.0).double())
     close(r.min(), torch.tensor(0.5).double())
+
+
+def test_alpha_and_beta_fall_as_batches_grow() -> None:
+    """E-7, of one layer and independent images."""
+    x, found = draw(256, 4, 6) + 2 * draw(256, 4, 1, seed=1), []
+    for size in (2, 4, 8, 32):
+        layer = norms.EvalNorm(4, group=size, momentum=1.0).double()
+        layer(x)
+        norms.fit_evalnorm(layer, [x], epochs=100, lr=0.5)
+        found.append(torch.stack([layer.alpha, layer.beta]))
+    assert (torch.stack(found).diff(dim=0) < 0).all()
+    assert (found[-1] > 0).all()
