@@ -84,7 +84,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
     arguments = [f"norm={norm}", *STEPS, "run.save_every=0"]
     assert start(*arguments, root="whole").returncode == 0
     moved = tmp_path / "moved"
-    kill_somewhere([*SMALL, *arguments, f"run.root={moved}"], moved, 0.2)
+    kill_somewhere([*SMALL, *arguments, f"run.root={moved}"], moved, 5)
     done = start(*arguments, root="moved", processes=2)
     assert done.returncode == 0, done.stderr
     assert "goes on at step" in done.stderr

@@ -1,5 +1,6 @@
 """A run that is killed ends with the same bits; checkpoints survive damage."""
 
+import contextlib
 import random
 import shutil
 import signal
@@ -13,21 +14,23 @@ import torch
 
 from tests.conftest import SMALL, command, environment, only_run, result, same_bits
 
-RUN = ["norm=mabn", "recipe.epochs=6", "run.save_every=0"]  # 48 steps, a checkpoint after each
+RUN = ["norm=mabn", "recipe.epochs=12", "run.save_every=0"]  # 96 steps, a checkpoint after each
 
 
-def kill_somewhere(arguments: list[str], folder: Path, delay: float, **env: str) -> None:
-    """Start a run, let it pass its first checkpoint, and kill -9 it a little later."""
+def kill_somewhere(arguments: list[str], folder: Path, checkpoints: int, **env: str) -> None:
+    """Start a run, let it write so many checkpoints, and kill -9 it."""
     child = subprocess.Popen(
         command(arguments),
         env=environment(**env),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 60
-    while not list(folder.glob("*/last.pt")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(delay)
+    seen: set[int] = set()
+    deadline = time.monotonic() + 120
+    while len(seen) < checkpoints and child.poll() is None and time.monotonic() < deadline:
+        for path in folder.glob("*/last.pt"):
+            with contextlib.suppress(FileNotFoundError):  # between two renames
+                seen.add(path.stat().st_mtime_ns)
     child.send_signal(signal.SIGKILL)
     child.wait()
 
@@ -48,20 +51,20 @@ def test_a_killed_run_ends_with_the_same_bits(start: Callable, tmp_path: Path, n
     arguments = [f"norm={norm}", *RUN[1:]]
     assert start(*arguments, root="whole").returncode == 0
     killed = tmp_path / "killed"
-    delay = random.uniform(0.0, 0.8)
-    kill_somewhere([*SMALL, *arguments, f"run.root={killed}"], killed, delay)
-    assert not (only_run(killed) / "result.json").exists(), f"too late to kill after {delay} s"
+    moment = random.randint(1, 30)
+    kill_somewhere([*SMALL, *arguments, f"run.root={killed}"], killed, moment)
+    assert not (only_run(killed) / "result.json").exists(), f"too late to kill: {moment}"
     done = start(*arguments, root="killed")
     assert done.returncode == 0, done.stderr
     assert "goes on at step" in done.stderr
-    assert same_bits(saved(tmp_path / "whole"), saved(killed)), f"killed after {delay} s"
+    assert same_bits(saved(tmp_path / "whole"), saved(killed)), f"killed at {moment}"
     assert result(only_run(tmp_path / "whole")) == result(only_run(killed))
 
 
 def interrupted(start: Callable, tmp_path: Path) -> Path:
     """A run that was killed with both its checkpoints on disk."""
     root = tmp_path / "runs"
-    kill_somewhere([*SMALL, *RUN, f"run.root={root}"], root, 0.4)
+    kill_somewhere([*SMALL, *RUN, f"run.root={root}"], root, 5)
     folder = only_run(root)
     assert (folder / "previous.pt").exists()
     return folder

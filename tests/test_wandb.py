@@ -47,7 +47,7 @@ def test_one_offline_run_with_every_epoch_once_also_across_a_kill(
 ) -> None:
     arguments = ["norm=mabn", "recipe.epochs=6", "run.save_every=0"]
     root = tmp_path / "runs"
-    kill_somewhere([*SMALL, *arguments, f"run.root={root}"], root, 0.3, WANDB_MODE="offline")
+    kill_somewhere([*SMALL, *arguments, f"run.root={root}"], root, 20, WANDB_MODE="offline")
     done = start(*arguments, WANDB_MODE="offline")
     assert "goes on at step" in done.stderr, done.stderr
     rows = history(only_run(root))

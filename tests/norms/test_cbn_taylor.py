@@ -47,7 +47,7 @@ def moved(order: int, h: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     with torch.no_grad():
         conv.weight += h * draw(*conv.weight.shape, seed=8, shift=0)
         x = conv(images(0))
-        mu, v = layer.past(0, (torch.zeros(1, 1, 4).double(),) * 2, x)
+        mu, v = layer.past(0, (torch.zeros(1, 1, 4).double(),) * 2, x, layer.filters(x.dtype))
     true_mu, true_nu = statistics(x)
     return mu[0, 0], v[0, 0] + mu[0, 0] ** 2, true_mu, true_nu
 

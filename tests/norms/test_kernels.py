@@ -66,7 +66,7 @@ def layouts() -> list[tuple[str, str]]:
 
 
 def everything(use: object, x: Tensor, u: Tensor, rows: int, terms: str) -> list[Tensor]:
-    """All five functions of a module; `terms` names the optional ones that are there."""
+    """All functions of a module; `terms` names the optional ones that are there."""
     mean, var = use.moments(x, rows)
     inv, c = (var + 0.1).rsqrt(), x.shape[1]
     given = {
@@ -81,7 +81,10 @@ def everything(use: object, x: Tensor, u: Tensor, rows: int, terms: str) -> list
     m, r, d, w, b, g, p = (given[k] if k in terms else None for k in "mrdwbgp")
     y = use.affine(x, m, inv, r, d, w, b)
     sums = use.backward_sums(u, x, m, inv, r, d, w)
-    return [mean, var, use.mean_square(x, rows), y, *sums, use.combine(u, x, m, inv, r, w, g, p)]
+    once = use.backward(u, x, m, inv, r, d, w, g, p)
+    own = use.normalize(x, rows, 0.1, w, b)
+    square, gx = use.mean_square(x, rows), use.combine(u, x, m, inv, r, w, g, p)
+    return [mean, var, square, y, *sums, gx, *once, *own]
 
 
 @needs_compiler
