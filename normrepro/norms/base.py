@@ -30,6 +30,9 @@ class Normalizer(nn.Module):
         affine: Learn gamma (`weight`, initially 1) and beta (`bias`, initially 0).
     """
 
+    _step: Any  # the open `norms.step`, or None
+    _seen: list[tuple[tuple[int, ...], Stats]]  # shape and statistics of each call of the step
+    _felt: dict[int, Stats]  # backward statistics of the calls that had a backward
     across_batch = True  # statistics are taken over several images
     wants_conv = False  # `convert` looks for the convolution before the layer and calls `attach`
     linear = True  # at inference y = scale x + shift per channel, so `fold` applies
@@ -213,7 +216,7 @@ class Normalizer(nn.Module):
             self.advance([stats for _, stats in self._seen])
         if self._felt:
             self.advance_backward(self._felt)
-        self._seen, self._felt = [], {}
+        self.__dict__ |= {"_seen": [], "_felt": {}}
 
     def advance(self, seen: list[Stats]) -> None:
         """Move the forward state; `seen` has the statistics of each call of the step."""
@@ -222,9 +225,8 @@ class Normalizer(nn.Module):
         """Move the backward state; `felt` has the statistic of each call that had a backward."""
 
     def _reset_step(self) -> None:
-        self._step: Any = None
-        self._seen: list[tuple[tuple[int, ...], Stats]] = []
-        self._felt: dict[int, Stats] = {}
+        # Past nn.Module's __setattr__, which takes longer than the step of a small layer.
+        self.__dict__ |= {"_step": None, "_seen": [], "_felt": {}}
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_step": None, "_seen": [], "_felt": {}}
@@ -233,6 +235,13 @@ class Normalizer(nn.Module):
         """Show the arguments in `print(model)`."""
         shown = ("group", "replicas", "eps", "affine")
         return ", ".join([str(self.channels), *(f"{k}={getattr(self, k)}" for k in shown)])
+
+
+def move(state: Tensor, new: Tensor, factor: float | Tensor) -> None:
+    """Move a running statistic in place: state += factor (new - state)."""
+    if isinstance(factor, Tensor):
+        factor = factor.to(state.dtype)
+    state.lerp_(new.to(state.dtype), factor)
 
 
 def across_calls(seen: list[Stats], name: str) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from normrepro.norms import core
-from normrepro.norms.base import Normalizer, Stats, across_calls
+from normrepro.norms.base import Normalizer, Stats, across_calls, move
 from normrepro.norms.joined import join_means, join_moments
 
 
@@ -61,10 +61,10 @@ class BatchNorm(Normalizer):
         processes = self._processes(x)
         if processes > 1:
             return self._normalize_joined(x, processes)
-        mean, var = group_moments(x, rows)
+        check_values(x, rows)
+        y, mean, var = core.NormalizeOwn.apply(x, self.weight, self.bias, rows, self.eps)
         self._observe(x, mean, var, bessel_factor(x, rows))
-        inv = (var + self.eps).rsqrt()
-        return core.Normalize.apply(x, self.weight, self.bias, mean, inv, None, None, core.own)
+        return y
 
     def _normalize_joined(self, x: Tensor, processes: int) -> Tensor:
         count = x.numel() // self.channels
@@ -124,8 +124,7 @@ class BatchNorm(Normalizer):
         if factor is None:
             factor = 1 / self.num_batches_tracked.double()
         for name in ("mean", "var"):
-            state = self.state(f"running_{name}")
-            state += factor * (across_calls(seen, name) - state)
+            move(self.state(f"running_{name}"), across_calls(seen, name), factor)
 
     def adopt(self, mean: Tensor, var: Tensor) -> bool:
         """Take over mean and variance."""
@@ -147,19 +146,23 @@ def _join(
     return g, psi
 
 
-@torch.no_grad()
 def group_moments(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """Compute mean and biased variance (M, C) of the groups of a batch.
+    """Compute mean and biased variance (M, C) of the groups of a batch, without gradient.
 
     Raises:
         ValueError: A group has a single value per channel, whose variance says nothing.
     """
+    check_values(x, rows)
+    return core.moments(x, rows)
+
+
+def check_values(x: Tensor, rows: int) -> None:
+    """Refuse groups that have a single value per channel."""
     if x.numel() == rows * x.shape[1]:
         raise ValueError(
             f"one value per channel and group in a batch of shape {tuple(x.shape)}: "
             "batch statistics need more; choose a larger group (batch.norm)"
         )
-    return core.moments(x, rows)
 
 
 def bessel_factor(x: Tensor, rows: int) -> float:

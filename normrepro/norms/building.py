@@ -27,10 +27,11 @@ TUNING = (
 ARGUMENTS = {
     "moments": 4,
     "mean_square": 3,
-    "affine": 9,
-    "backward_sums": 12,
-    "combine": 10,
-    "threshold_sums": 5,
+    "affine": 4,
+    "normalize": 8,
+    "backward_sums": 8,
+    "combine": 7,
+    "backward": 9,
 }
 
 
@@ -122,7 +123,7 @@ def _compile(compiler: str, flags: list[str], target: Path) -> bool:
     source = str(Path(__file__).parent / SOURCES[0])
     for command in (
         [compiler, *flags, "-c", source, "-o", str(object_file)],
-        [compiler, "-shared", str(object_file), "-o", str(target)],
+        [compiler, "-shared", str(object_file), "-o", str(target), "-lm"],
     ):
         if subprocess.run(command, capture_output=True, timeout=120, check=False).returncode:
             return False

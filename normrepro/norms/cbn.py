@@ -105,9 +105,11 @@ class CBN(Compensated):
             self._k = k
             entries = None
             if k > 1 and self.opened():
-                entries = self.entries(x, call, own, min(own[0].shape[1], k - 1))
+                filters = self.filters(mean.dtype)
+                entries = self.entries(x, call, own, min(own[0].shape[1], k - 1), filters)
             if entries is not None:
-                joint = join(self.past(call, own, x), own, k, self.covered(), drop=official)
+                past = self.past(call, own, x, filters)
+                joint = join(past, own, k, self.covered(), drop=official)
                 mean, var, share = (v.reshape(rows, -1) for v in joint)
             inv, rule = self._divide(var, share, bessel if official and share is None else 1.0)
             self.observe(x, stats | (entries or {}))

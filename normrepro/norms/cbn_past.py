@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from normrepro.norms.base import Stats
+from normrepro.norms.cbn_patches import products
 from normrepro.norms.cbn_rings import Ringed
 from normrepro.norms.cbn_source import Source, obstacle
 
 log = logging.getLogger("normrepro")
 RINGS = {0: ("mean", "base"), 1: ("mean", "base", "linear"), 2: ()}  # per channel, of each order
 Pair = tuple[Tensor, Tensor]
+Filters = list[tuple[Tensor, Tensor | None]]
 
 
 class Compensated(Ringed):
@@ -98,7 +100,11 @@ class Compensated(Ringed):
 
     # -- recording ---------------------------------------------------------------------------------
 
-    def entries(self, x: Tensor, call: int, own: Pair, keep: int) -> Stats | None:
+    def filters(self, dtype: torch.dtype) -> Filters:
+        """Return the present filters (C, D) and the bias (C) of each convolution, as constants."""
+        return [s.parameters(dtype, self.drift) for s in self.sources if self.order == 1]
+
+    def entries(self, x: Tensor, call: int, own: Pair, keep: int, filters: Filters) -> Stats | None:
         """Return what the rings take of a call's last `keep` groups, None if it has no window.
 
         Args:
@@ -106,6 +112,7 @@ class Compensated(Ringed):
             call: Its number; a recomputed call gets what it noted the first time.
             own: mu and v (R, G, C) of its groups.
             keep: Number of groups.
+            filters: The present ones.
         """
         if self._recomputing():
             noted = self._seen[call][1]
@@ -131,7 +138,7 @@ class Compensated(Ringed):
             pair = source.derivatives(record, x[:, at], mu[..., at].flatten(0, 1), pick)
             patch, slope = (d.unflatten(0, mu.shape[:2]) for d in pair)
             noted |= {f"window_patch{i}": patch, f"window_slope{i}": slope}
-            linear, square = self._products(source, patch, slope)
+            linear, square = products(patch, slope, *filters[i])
             noted["window_linear"][..., at] = linear
             noted["window_base"][..., at] -= square
         return noted
@@ -148,26 +155,20 @@ class Compensated(Ringed):
                 )
         return noted
 
-    def _products(self, source: Source, patch: Tensor, slope: Tensor) -> Pair:
-        """Return <pbar, w> + b and <H, w> (R, S, C) for the present weights."""
-        means, squares = source.products(patch, slope)
-        bias = source.parameters(means.dtype)[1] if self.drift else None
-        return means if bias is None else means + bias, squares
-
     # -- moving ------------------------------------------------------------------------------------
 
-    def past(self, call: int, own: Pair, x: Tensor) -> Pair:
+    def past(self, call: int, own: Pair, x: Tensor, filters: Filters) -> Pair:
         """Return mu and v (R, n, C) of a call's recorded groups under the present weights."""
         if not self.count(call):
             return own[0][:, :0], own[1][:, :0]
         if self.order == 2:
             return tuple(self.oldest_first(stat, call) for stat in self._replayed(call, x))
-        mu, v = self.ring("window_mean", call), self.ring("window_base", call)
+        mu, v = (self.ring(f"window_{name}", call) for name in ("mean", "base"))
         if self.order == 1:
             drift, v = -self.ring("window_linear", call), v.clone()
             for i, source in enumerate(self.sources):
                 rings = (self.ring(f"window_{name}{i}", call) for name in ("patch", "slope"))
-                linear, square = self._products(source, *rings)
+                linear, square = products(*(r.to(own[0].dtype) for r in rings), *filters[i])
                 drift[..., source.channels] += linear
                 v[..., source.channels] += square
             mu, v = mu + drift, v - drift.square()

@@ -64,11 +64,19 @@ def taps(
 def mean_patch(conv: nn.Module, y: Tensor, dtype: torch.dtype) -> Tensor:
     """Average the input patches of each group: y (E, B, Cin, *) -> (E, conv groups, D)."""
     at = geometry(conv)
-    y = y[:, 0].to(dtype) if y.shape[1] == 1 else y.mean(1, dtype=dtype)
+    y = _mean_image(y, dtype)
     for axis in reversed(range(len(at.kernel))):
         numbers = (v[axis] for v in (at.kernel, at.stride, at.dilation, at.margins))
         y = (y @ taps(y.shape[-1], *numbers, at.mode, dtype, y.device)).movedim(-1, 2)
     return y.reshape(y.shape[0], at.groups, -1)
+
+
+def _mean_image(y: Tensor, dtype: torch.dtype) -> Tensor:
+    if y.shape[1] == 1:
+        return y[:, 0].to(dtype)
+    if y.stride(2) == 1:  # channels last; reduced as it is, it would go through memory in strides
+        return y.movedim(2, -1).mean(1, dtype=dtype).movedim(-1, 1)
+    return y.mean(1, dtype=dtype)
 
 
 def slope(conv: nn.Module, y: Tensor, x: Tensor, mu: Tensor, patch: Tensor) -> Tensor:
@@ -112,10 +120,27 @@ def by_convolution(conv: nn.Module, y: Tensor, x: Tensor, mu: Tensor, patch: Ten
     gradient = torch.ops.aten.convolution_backward
     for entry, image in enumerate(images.unflatten(0, y.shape[:2])):
         _, raw, _ = gradient(x[entry], image, like, *rest, (False, True, False))
-        torch.mul(raw.flatten(1), 2 / count, out=out[entry])
+        torch.mul(raw, 2 / count, out=out[entry].view(raw.shape))
     by_filter = out.view(*patch.shape[:2], -1, patch.shape[2])
     by_filter.addcmul_(mu.view(*by_filter.shape[:3], 1), patch.unsqueeze(2), value=-2)
     return out
+
+
+def products(
+    patch: Tensor, slope: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return <pbar, w> + b and <H, w>, each (R, S, C), of S groups for each of R replicas.
+
+    Args:
+        patch: pbar (R, S, conv groups, D).
+        slope: H (R, S, C, D).
+        weight: w (C, D).
+        bias: b (C), or None to leave it out.
+    """
+    filters = weight.view(patch.shape[2], -1, weight.shape[1])
+    means = torch.einsum("rsgd,god->rsgo", patch, filters).flatten(2)
+    squares = torch.einsum("rsod,od->rso", slope, weight)
+    return means if bias is None else means + bias, squares
 
 
 def padded(images: Tensor, at: Geometry) -> tuple[Tensor, tuple[int, ...]]:

@@ -127,20 +127,13 @@ class Source:
         rows = math.prod(record.shape[:-1])
         return None if rows % images else (rows // images,)
 
-    # -- statistics: E groups, or S entries of a window for each of R replicas ---------------------
+    # -- statistics of E groups ------------------------------------------------------------------
 
-    def parameters(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """Return the present filters (C, D) and the bias (C) or None, as constants."""
-        weight, bias = self.conv.weight, self.conv.bias
-        flat = weight.detach().flatten(1).to(dtype)
-        return flat, None if bias is None else bias.detach().to(dtype)
-
-    def products(self, patch: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-        """Return <pbar, w> and <H, w> (R, S, C); pbar is (R, S, conv groups, D), H (R, S, C, D)."""
-        weight, _ = self.parameters(slope.dtype)
-        filters = weight.view(patch.shape[2], -1, weight.shape[1])
-        means = torch.einsum("rsgd,god->rsgo", patch, filters).flatten(2)
-        return means, torch.einsum("rsod,od->rso", slope, weight)
+    def parameters(self, dtype: torch.dtype, drift: bool) -> tuple[Tensor, Tensor | None]:
+        """Return the present filters (C, D), and the bias (C) where its drift counts."""
+        bias = self.conv.bias if drift else None
+        weight = self.conv.weight.detach().flatten(1).to(dtype)
+        return weight, None if bias is None else bias.detach().to(dtype)
 
     def inputs(self, record: Record, images: int) -> Tensor:
         """Return the convolution's input (N, Cin, *); a linear layer's rows go to a last axis."""

@@ -20,6 +20,7 @@ Each sweep over a batch is written twice: in C for CPUs (`kernels`), and in torc
 
 from collections.abc import Callable
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,6 +40,17 @@ Rule = Callable[[Tensor, Tensor], tuple[Tensor | None, Tensor | None]]
 def own(g: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
     """Return the batch's own backward statistics: the rule of BN and BRN."""
     return g, psi
+
+
+class Weigh(NamedTuple):
+    """The rule (a g, b psi); a and b are (M, C), or None for 1. CBN's, and fast as `own` is."""
+
+    a: Tensor | None = None
+    b: Tensor | None = None
+
+    def __call__(self, g: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
+        """Apply it."""
+        return g if self.a is None else self.a * g, psi if self.b is None else self.b * psi
 
 
 def backend(x: Tensor) -> ModuleType:
@@ -88,12 +100,48 @@ class Normalize(torch.autograd.Function):
         """Apply the rule to the group's backward statistics."""
         x, weight, mean, inv, r, d = ctx.saved_tensors
         v, u = x.to(inv.dtype), gy.to(inv.dtype)
-        use = backend(v)
-        g, psi, gweight, gbias = use.backward_sums(u, v, mean, inv, r, d, weight)
-        gbar, psibar = ctx.rule(g, psi)
-        gx = None
-        if ctx.needs_input_grad[0]:
-            gx = use.combine(u, v, mean, inv, r, weight, gbar, psibar).to(x.dtype)
+        use, gx = backend(v), None
+        rule = Weigh() if ctx.rule is own else ctx.rule
+        if isinstance(rule, Weigh) and ctx.needs_input_grad[0]:
+            gx, gweight, gbias = use.backward(u, v, mean, inv, r, d, weight, *rule)
+        else:
+            g, psi, gweight, gbias = use.backward_sums(u, v, mean, inv, r, d, weight)
+            gbar, psibar = rule(g, psi)
+            if ctx.needs_input_grad[0]:
+                gx = use.combine(u, v, mean, inv, r, weight, gbar, psibar)
+        gx = None if gx is None else gx.to(x.dtype)
         gw = gweight.to(weight.dtype) if ctx.needs_input_grad[1] else None
         gb = gbias.to(weight.dtype) if ctx.needs_input_grad[2] else None
         return gx, gw, gb, None, None, None, None, None
+
+
+class NormalizeOwn(torch.autograd.Function):
+    """The family with each group's own mean and inv = 1/sqrt(var + eps), and the rule `own`: BN."""
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        rows: int,
+        eps: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return y (N, C, *), and mean and biased variance (M, C), without gradient."""
+        v = x.to(compute_dtype(x))
+        y, mean, var, inv = backend(v).normalize(v, rows, eps, weight, bias)
+        ctx.save_for_backward(x, weight, mean, inv, None, None)
+        ctx.rule = own
+        ctx.mark_non_differentiable(mean, var)
+        ctx.set_materialize_grads(False)
+        return y.to(x.dtype), mean, var
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, gy: Tensor | None, *_: None
+    ) -> tuple[Tensor | None, ...]:
+        """Apply the family's backward."""
+        if gy is None:
+            return (None,) * 5
+        return *Normalize.backward(ctx, gy)[:3], None, None

@@ -86,6 +86,15 @@ def affine(
     return y
 
 
+def normalize(
+    x: Tensor, rows: int, eps: float, weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return y, mean, biased variance and inv = 1/sqrt(var + eps) of the groups' own statistics."""
+    mean, var = moments(x, rows)
+    inv = (var + eps).rsqrt()
+    return affine(x, mean, inv, None, None, weight, bias), mean, var, inv
+
+
 def backward_sums(
     u: Tensor,
     x: Tensor,
@@ -158,3 +167,20 @@ def threshold_sums(x: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
     v = v - spread(threshold, v)
     sign = v.sign()
     return reduce(sign), reduce(sign.mul_(v))
+
+
+def backward(
+    u: Tensor,
+    x: Tensor,
+    mean: Tensor | None,
+    inv: Tensor,
+    r: Tensor | None,
+    d: Tensor | None,
+    weight: Tensor | None,
+    a: Tensor | None,
+    b: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return gx with gbar = a g and psibar = b psi, and the gradients of weight and bias."""
+    g, psi, gweight, gbias = backward_sums(u, x, mean, inv, r, d, weight)
+    gbar, psibar = g if a is None else a * g, psi if b is None else b * psi
+    return combine(u, x, mean, inv, r, weight, gbar, psibar), gweight, gbias

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from normrepro.norms import core
-from normrepro.norms.base import Stats, across_calls
+from normrepro.norms.base import Stats, across_calls, move
 from normrepro.norms.batch import group_moments
 from normrepro.norms.centre import centre
 from normrepro.norms.window import Windowed
@@ -194,7 +194,7 @@ class MABN(Windowed):
             new = across_calls(seen, f"used_{name}")
             if self.variant == "official":
                 state.copy_(torch.where(self.iters == 0, new, state))
-            state += self.momentum * (new - state)
+            move(state, new, self.momentum)
             for call, stats in enumerate(seen if self.averages_forward else ()):
                 self.push_window(name, call, stats[name])
         self.iters += 1

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from normrepro.norms import core
-from normrepro.norms.base import Normalizer, Stats, across_calls
+from normrepro.norms.base import Normalizer, Stats, across_calls, move
 from normrepro.norms.batch import group_moments
 
 LIMITS = ("constant", "ioffe", "fractions")
@@ -131,8 +131,7 @@ class BatchRenorm(Normalizer):
         """Move the running statistics once."""
         self.num_batches_tracked += 1
         for name in ("mean", self.ema):
-            state = self.state(f"running_{name}")
-            state += self.momentum * (across_calls(seen, name) - state)
+            move(self.state(f"running_{name}"), across_calls(seen, name), self.momentum)
 
     def adopt(self, mean: Tensor, var: Tensor) -> bool:
         """Take over mean and variance, or its root."""
