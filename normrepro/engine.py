@@ -14,7 +14,7 @@ from normrepro.config import run_dir, run_name
 from normrepro.data.base import seed_of
 from normrepro.distributed import join
 from normrepro.progress import Progress
-from normrepro.trainer import Diverged, Trainer
+from normrepro.trainer import Diverged, Trainer, kernels_serve
 from normrepro.wandb_log import Mirror
 
 log = logging.getLogger("normrepro")
@@ -88,7 +88,11 @@ def make_record(trainer: Trainer, outcome: dict[str, Any]) -> dict[str, Any]:
         "history": history,
         "data": build.counts(trainer.data),
         "environment": record.environment()
-        | {"world": trainer.ranks.world, "threads": torch.get_num_threads()},
+        | {
+            "world": trainer.ranks.world,
+            "threads": torch.get_num_threads(),
+            "kernels": kernels_serve(trainer.ranks.device),
+        },
         "seconds": trainer.state.seconds,
         "notes": trainer.notes,
     }

@@ -64,6 +64,7 @@ def describe(records: Iterable[Record]) -> str:
         *[f"- data: {t} training images, {v} to judge, {c} classes" for t, v, c in sorted(counts)],
         f"- commit: {_counted(_commit(run) for run in runs)}",
         f"- threads of a process: {_counted(run['environment'].get('threads') for run in runs)}",
+        f"- compiled kernels: {_counted(run['environment'].get('kernels') for run in runs)}",
         f"- processes of a run: {_counted(run['environment'].get('world') for run in runs)}",
     ]
     for key, title in ENVIRONMENT.items():

@@ -16,6 +16,7 @@ from normrepro import build, checkpoint, norms, optim
 from normrepro.config import ConfigError, run_dir, run_name
 from normrepro.data.base import Source, seed_of
 from normrepro.distributed import Ranks, evaluation_state, wrap
+from normrepro.norms import kernels
 from normrepro.progress import Progress
 from normrepro.wandb_log import Mirror
 
@@ -34,6 +35,11 @@ class State:
     loss_sum: float = 0.0  # of the epoch under way
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def kernels_serve(device: torch.device) -> bool:
+    """Tell whether the compiled kernels do the arithmetic; torch's own differs in last bits."""
+    return kernels.usable(torch.zeros(1, device=device))
 
 
 class Trainer:
@@ -155,6 +161,7 @@ class Trainer:
                 "data": build.counts(self.data),
                 "shape": list(self.data.shape),
                 "threads": self.cfg.run.threads,
+                "kernels": kernels_serve(self.ranks.device),
                 "progress": asdict(self.state),
                 "model": weights,
                 "optimizer": self.optimizer.state_dict(),
@@ -176,6 +183,9 @@ class Trainer:
         if state["threads"] != self.cfg.run.threads:
             torch.set_num_threads(state["threads"])
             self.notes.append(f"resumed with the {state['threads']} threads it was begun with")
+        if state["kernels"] != kernels_serve(self.ranks.device):
+            self.notes.append("compiled kernels served a part of this run: last bits may differ")
+            log.warning("%s: %s", run_name(self.cfg), self.notes[-1])
         checkpoint.load_model_state(self.model, state["model"], self.ranks)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])

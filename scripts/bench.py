@@ -85,10 +85,10 @@ def layer(name: str | None, shape: tuple[int, ...], form: torch.memory_format, d
     x.requires_grad_()
 
     def run() -> None:
-        x.grad = None
-        model.zero_grad()
         with norms.step(model):
             model(x).backward(gy)
+        model.zero_grad()
+        x.grad = None
 
     return run
 
@@ -103,10 +103,10 @@ def training_step(name: str | None, net: str, form: torch.memory_format, device:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4)
 
     def run() -> None:
-        optimizer.zero_grad()
         with norms.step(model) if name else nullcontext():
             F.cross_entropy(model(x), y).backward()
             optimizer.step()
+        optimizer.zero_grad()
 
     return run
 
@@ -143,15 +143,16 @@ def seconds(run: Run, device: str) -> float:
 
 
 def compare(runs: list[Run], pairs: int, device: str) -> list[float]:
-    """Return the median ratio of each run's time to the first's, taken in turns."""
-    ratios: list[list[float]] = [[] for _ in runs[1:]]
-    for i in range(pairs + WARM):
-        for run, found in zip(runs[1:], ratios, strict=True):
-            order = (runs[0], run) if i % 2 else (run, runs[0])
-            times = {one: seconds(one, device) for one in order}
-            if i >= WARM:
-                found.append(times[run] / times[runs[0]])
-    return [statistics.median(found) for found in ratios]
+    """Return the median ratio of each run's time to the first's."""
+    return [statistics.median(ratios(run, runs[0], pairs, device)) for run in runs[1:]]
+
+
+def ratios(run: Run, base: Run, pairs: int, device: str) -> Iterator[float]:
+    """Yield the ratios of time of two runs, each first in every other pair."""
+    for i in range(-WARM, pairs):
+        first, second = (seconds(one, device) for one in ((base, run) if i % 2 else (run, base)))
+        if i >= 0:
+            yield second / first if i % 2 else first / second
 
 
 def peak(run: Run, device: str) -> float:
@@ -197,9 +198,9 @@ def cell(
     runs = [build(None, case, form, args.device)]
     for compiled in (False, True)[: 2 if args.device == "cpu" else 1]:
         runs.append(partial(with_kernels, compiled, build(name, case, form, args.device)))
-    ratios = compare(runs, args.pairs, args.device)
+    times = compare(runs, args.pairs, args.device)
     bn, *peaks = (peak(run, args.device) for run in runs)
-    result = " / ".join(f"{ratio:.2f}" for ratio in ratios)
+    result = " / ".join(f"{ratio:.2f}" for ratio in times)
     result += f" ({' / '.join(f'{mb - bn:+.0f}' for mb in peaks)} MB)"
     print(f"{name}, {case}, {FORMS[form]}: {result}", file=sys.stderr, flush=True)
     return result

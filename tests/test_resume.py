@@ -115,3 +115,16 @@ def test_a_finished_run_is_skipped_and_the_same_config_gives_the_same_bits(
     kept = shutil.move(folder, tmp_path / "first")
     assert start("norm=brn", "recipe.epochs=2").returncode == 0
     assert result(Path(kept)) == result(folder)
+
+
+def test_a_resume_without_the_kernels_it_was_begun_with_says_so(
+    start: Callable, tmp_path: Path
+) -> None:
+    folder = interrupted(start, tmp_path)
+    state = torch.load(folder / "last.pt", weights_only=True)
+    state["kernels"] = True  # as if begun where there is a compiler
+    torch.save(state, folder / "last.pt")
+    done = start(*RUN, NORMREPRO_KERNELS="0")
+    assert done.returncode == 0, done.stderr
+    assert "last bits may differ" in done.stderr
+    assert "last bits may differ" in result(folder)["notes"][0]
