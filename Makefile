@@ -46,6 +46,9 @@ test: setup  ## Run the test suite (the slow tests left out)
 test-slow: setup  ## Run the slow tests
 	$(PY) -m pytest -m slow
 
+bench: setup  ## Time the layers against torch's batch norm: results/bench_<hardware>.md
+	$(PY) scripts/bench.py
+
 lint: setup  ## Check style and formatting
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .

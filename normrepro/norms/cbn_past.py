@@ -75,7 +75,7 @@ class Compensated(Ringed):
             )
         self.drop_rings(())
         for name in ("patch", "slope") if self.order == 1 else ("input",):
-            self.add_ring(f"window_{name}{len(others)}", self.running_mean)
+            self.add_ring(f"window_{name}{len(others)}", self.running_mean, name == "slope")
         self.sources.append(Source(self, conv, slice(start, stop), pooled))
 
     def detach(self) -> None:

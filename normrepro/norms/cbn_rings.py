@@ -24,15 +24,24 @@ class Ringed(Normalizer):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.rings: tuple[str, ...] = ()
+        self.large_rings: tuple[str, ...] = ()
         self._numbers: dict[str, tuple[Tensor, int, Any]] = {}
         self.register_buffer("pushed", torch.zeros(0, dtype=torch.long))
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_numbers": {}}
 
-    def add_ring(self, name: str, like: Tensor) -> None:
-        """Register an empty ring of the dtype and on the device of a tensor."""
+    def add_ring(self, name: str, like: Tensor, large: bool = False) -> None:
+        """Register an empty ring of the dtype and on the device of a tensor.
+
+        Args:
+            name: Of the ring, and of its entries in what `push` is given.
+            like: The tensor.
+            large: Its entries are tensors that nobody else holds; where they fill the ring they
+                take its place and are not copied.
+        """
         self.rings += (name,)
+        self.large_rings += (name,) if large else ()
         self.add_state(name, like.new_zeros(0))
 
     def drop_rings(self, names: tuple[str, ...]) -> None:
@@ -40,6 +49,7 @@ class Ringed(Normalizer):
         for name in names:
             del self._buffers[name]
         self.rings = tuple(n for n in self.rings if n not in names)
+        self.large_rings = tuple(n for n in self.large_rings if n not in names)
         self.replica_buffers = tuple(n for n in self.replica_buffers if n not in names)
         empty = (self.replicas, 0) if self.replicas > 1 else (0,)
         for name in self.rings:
@@ -70,9 +80,14 @@ class Ringed(Normalizer):
         pushed = self.number("pushed")
         start = pushed[call] % length
         for name, entries in ((n, new[n]) for n in self.rings):
-            ring, first = self.state(name)[:, call], min(entries.shape[1], length - start)
-            ring[:, start : start + first].copy_(entries[:, :first])
-            ring[:, : entries.shape[1] - first].copy_(entries[:, first:])
+            ring, g = self.state(name), entries.shape[1]
+            if name in self.large_rings and ring.shape[:3] == (self.replicas, 1, g) and start == 0:
+                whole = entries.unsqueeze(1).to(ring.dtype)
+                setattr(self, name, whole if self.replicas > 1 else whole[0])
+                continue
+            first = min(g, length - start)
+            ring[:, call, start : start + first].copy_(entries[:, :first])
+            ring[:, call, : g - first].copy_(entries[:, first:])
         total = pushed[call] + entries.shape[1]
         self.pushed[call].fill_(total)
         self._know("pushed", [*pushed[:call], total, *pushed[call + 1 :]])
