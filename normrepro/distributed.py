@@ -108,15 +108,11 @@ def evaluation_state(model: nn.Module, ranks: Ranks) -> Iterator[None]:
         return
     saved = []
     for layer in (m for m in model.modules() if isinstance(m, Normalizer)):
-        for name in layer.replica_buffers:
+        for name in (n for n in layer.replica_buffers if n.startswith("running_")):
             own = layer.state(name)
             saved.append((own, own.clone()))
-            if own.is_floating_point() and own.numel():
-                own.copy_(
-                    _shared(
-                        layer.eval_buffer(name).contiguous(), layer.eval_state, ranks
-                    ).expand_as(own)
-                )
+            value = layer.eval_buffer(name).contiguous()
+            own.copy_(_shared(value, layer.eval_state, ranks).expand_as(own))
     yield
     for own, value in saved:
         own.copy_(value)

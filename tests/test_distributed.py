@@ -28,6 +28,8 @@ STEPS = [
         pytest.param("bn", 64, marks=pytest.mark.slow),  # one normalization batch over both devices
         pytest.param("brn", 2, marks=pytest.mark.slow),
         pytest.param("mabn_official", 2, marks=pytest.mark.slow),
+        pytest.param("cbn", 32, marks=pytest.mark.slow),
+        pytest.param("evalnorm", 2, marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_train_the_weights_of_two_replicas(
@@ -40,7 +42,7 @@ def test_two_processes_train_the_weights_of_two_replicas(
         assert done.returncode == 0, done.stderr
     one, two = (weights(only_run(tmp_path / f"p{n}")) for n in (1, 2))
     assert one.keys() == two.keys()
-    assert any(v.dim() > 1 and v.shape[0] == 2 for k, v in one.items() if "running_var" in k)
+    assert any(v.dim() > 1 and v.shape[0] == 2 for k, v in one.items() if "running" in k)
     for name in one:
         scale = one[name].abs().max() if one[name].numel() else 0
         torch.testing.assert_close(two[name], one[name], rtol=1e-12, atol=float(scale) * 1e-12)

@@ -17,6 +17,8 @@ LAYERS: dict[str, Callable[..., norms.Normalizer]] = {
     "brn": lambda c, **k: norms.BatchRenorm(c, r_max=1.5, d_max=0.5, **k),
     "mabn": lambda c, **k: norms.MABN(c, memory=3, **k),
     "mabn_official": lambda c, **k: norms.MABN(c, memory=3, variant="official", **k),
+    "cbn": lambda c, **k: norms.CBN(c, window=3, **k),
+    "evalnorm": norms.EvalNorm,
 }
 each_layer = pytest.mark.parametrize("name", LAYERS)
 
