@@ -15,7 +15,7 @@ import torch
 
 log = logging.getLogger("normrepro")
 
-SOURCES = ("kernels.c", "sweeps.h")
+SOURCES = ("kernels.c", "sweeps.h", "layers.h")
 FLAGS = ("-O3", "-std=gnu11", "-fPIC")
 # Tried in turn. Peeling a loop to reach an aligned address would make sums depend on addresses.
 TUNING = (
@@ -32,6 +32,8 @@ ARGUMENTS = {
     "backward_sums": 8,
     "combine": 7,
     "backward": 9,
+    "centre": 3,
+    "threshold_sums": 5,
 }
 
 

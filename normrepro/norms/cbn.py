@@ -1,7 +1,5 @@
 """Cross-iteration batch normalization (CBN, CVPR 2021), as in the paper and as released."""
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
@@ -144,17 +142,17 @@ class CBN(Compensated):
         The group's own statistics have the weight `share` in the joint ones; Psi comes by the
         derivative of the divisor, which is 1/(2 sqrt(var)) where eps stands outside the root.
         """
-        ratio: float | Tensor = bessel
         var = var * bessel if bessel != 1 else var
         if self.eps_outside:
             root = var.sqrt()
             inv = 1 / (root + self.eps)
-            ratio = torch.where(root > 0, bessel * (1 + self.eps / root), 0.0)
+            by_psi = torch.where(root > 0, bessel * (1 + self.eps / root), 0.0)
         else:
             inv = (var + self.eps).rsqrt()
-        if share is None and isinstance(ratio, float) and ratio == 1:
-            return inv, core.own
-        return inv, partial(_weigh, 1.0 if share is None else share, ratio)
+            by_psi = None if bessel == 1 else torch.full_like(var, bessel)
+        if share is not None:
+            by_psi = share if by_psi is None else share * by_psi
+        return inv, core.Weigh(share, by_psi)
 
     # -- state -------------------------------------------------------------------------------------
 
@@ -191,9 +189,3 @@ class CBN(Compensated):
         """Show the arguments in `print(model)`."""
         shown = ("variant", "window", "order", "burn_in")
         return ", ".join([super().extra_repr(), *(f"{k}={getattr(self, k)}" for k in shown)])
-
-
-def _weigh(
-    share: float | Tensor, ratio: float | Tensor, g: Tensor, psi: Tensor
-) -> tuple[Tensor, Tensor]:
-    return share * g, share * ratio * psi

@@ -145,3 +145,17 @@ class NormalizeOwn(torch.autograd.Function):
         if gy is None:
             return (None,) * 5
         return *Normalize.backward(ctx, gy)[:3], None, None
+
+
+class Centre(torch.autograd.Function):
+    """W - mean(W) over each filter (out, *), MABN eq. 18: a projection, so its own derivative."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, weight: Tensor) -> Tensor:
+        """Centre the filters."""
+        return backend(weight).centre(weight)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
+        """Centre their gradient."""
+        return Centre.apply(gradient)

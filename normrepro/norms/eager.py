@@ -9,7 +9,15 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from normrepro.norms.layout import dense, empty_like, is_channels_last, restore, split, spread
+from normrepro.norms.layout import (
+    Maybe,
+    dense,
+    empty_like,
+    is_channels_last,
+    restore,
+    split,
+    spread,
+)
 
 
 def reduce(v: Tensor) -> Tensor:
@@ -58,13 +66,7 @@ def mean_square(x: Tensor, rows: int) -> Tensor:
 
 
 def affine(
-    x: Tensor,
-    mean: Tensor | None,
-    inv: Tensor,
-    r: Tensor | None,
-    d: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
+    x: Tensor, mean: Maybe, inv: Tensor, r: Maybe, d: Maybe, weight: Maybe, bias: Maybe
 ) -> Tensor:
     """Return weight (r (x - mean) inv + d) + bias."""
     scale = inv if r is None else inv * r
@@ -87,7 +89,7 @@ def affine(
 
 
 def normalize(
-    x: Tensor, rows: int, eps: float, weight: Tensor | None, bias: Tensor | None
+    x: Tensor, rows: int, eps: float, weight: Maybe, bias: Maybe
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return y, mean, biased variance and inv = 1/sqrt(var + eps) of the groups' own statistics."""
     mean, var = moments(x, rows)
@@ -96,13 +98,7 @@ def normalize(
 
 
 def backward_sums(
-    u: Tensor,
-    x: Tensor,
-    mean: Tensor | None,
-    inv: Tensor,
-    r: Tensor | None,
-    d: Tensor | None,
-    weight: Tensor | None,
+    u: Tensor, x: Tensor, mean: Maybe, inv: Tensor, r: Maybe, d: Maybe, weight: Maybe
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return g and psi (M, C) of g' = weight r u, and the gradients (C) of weight and bias."""
     rows, last = inv.shape[0], is_channels_last(x)
@@ -122,7 +118,7 @@ def backward_sums(
     return scale * sum_g, scale * sum_gz, gweight.sum(0), sum_g.sum(0)
 
 
-def _plane_products(u: Tensor, v: Tensor, mean: Tensor | None) -> tuple[Tensor, Tensor]:
+def _plane_products(u: Tensor, v: Tensor, mean: Maybe) -> tuple[Tensor, Tensor]:
     """Sum u and u (v - mean), both (M, B, C, S), over groups, as batch norm's backward does."""
     m, b, c, s = v.shape
     zero, one = v.new_zeros(m * b * c), v.new_ones(m * b * c)
@@ -137,12 +133,12 @@ def _plane_products(u: Tensor, v: Tensor, mean: Tensor | None) -> tuple[Tensor, 
 def combine(
     u: Tensor,
     x: Tensor,
-    mean: Tensor | None,
+    mean: Maybe,
     inv: Tensor,
-    r: Tensor | None,
-    weight: Tensor | None,
-    gbar: Tensor | None,
-    psibar: Tensor | None,
+    r: Maybe,
+    weight: Maybe,
+    gbar: Maybe,
+    psibar: Maybe,
 ) -> Tensor:
     """Return inv (weight r u - gbar - z psibar), z = (x - mean) inv."""
     rows, last = inv.shape[0], is_channels_last(x)
@@ -172,15 +168,20 @@ def threshold_sums(x: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
 def backward(
     u: Tensor,
     x: Tensor,
-    mean: Tensor | None,
+    mean: Maybe,
     inv: Tensor,
-    r: Tensor | None,
-    d: Tensor | None,
-    weight: Tensor | None,
-    a: Tensor | None,
-    b: Tensor | None,
+    r: Maybe,
+    d: Maybe,
+    weight: Maybe,
+    a: Maybe,
+    b: Maybe,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return gx with gbar = a g and psibar = b psi, and the gradients of weight and bias."""
     g, psi, gweight, gbias = backward_sums(u, x, mean, inv, r, d, weight)
     gbar, psibar = g if a is None else a * g, psi if b is None else b * psi
     return combine(u, x, mean, inv, r, weight, gbar, psibar), gweight, gbias
+
+
+def centre(weight: Tensor) -> Tensor:
+    """Subtract from each filter (out, *) its mean."""
+    return weight - weight.mean(dim=tuple(range(1, weight.dim())), keepdim=True)

@@ -1,6 +1,7 @@
 /* The functions of eager.py for CPUs, for REAL = float or double; a null pointer leaves its term out. Sums are taken in
    double precision, those of a variance about a value of the group, so an offset does no harm. */
 #include "sweeps.h"
+#include "layers.h"
 #include <math.h>
 
 /* What a layer's arithmetic is made of: (M, C), but weight and bias (C). */

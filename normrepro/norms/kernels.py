@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from normrepro.norms.building import library
-from normrepro.norms.layout import dense, empty_like, is_channels_last
+from normrepro.norms.layout import Maybe, dense, empty_like, is_channels_last
 
 _enabled = os.environ.get("NORMREPRO_KERNELS", "1").lower() not in ("0", "false", "off", "no")
 
@@ -67,10 +67,7 @@ class Terms(ctypes.Structure):
     _fields_ = tuple((k, ctypes.c_void_p) for k in ("mean", "inv", "r", "d", "weight", "bias"))
 
 
-Optional = Tensor | None
-
-
-def _call(name: str, x: Tensor, rows: int, *arguments: Optional | ctypes.Array) -> None:
+def _call(name: str, x: Tensor, rows: int, *arguments: Maybe | ctypes.Array) -> None:
     """Call a C function with the addresses of contiguous tensors of x's dtype."""
     n, c = x.shape[:2]
     shape = _shape(rows, n, c, x.numel() // (n * c), is_channels_last(x), torch.get_num_threads())
@@ -78,11 +75,11 @@ def _call(name: str, x: Tensor, rows: int, *arguments: Optional | ctypes.Array) 
     getattr(_functions(x.dtype), name)(shape, x.data_ptr(), *addresses)
 
 
-def _terms(given: list[Optional]) -> ctypes.Array:
+def _terms(given: list[Maybe]) -> ctypes.Array:
     return ctypes.byref(Terms(*(None if t is None else t.data_ptr() for t in given)))
 
 
-def _same(x: Tensor, *tensors: Optional) -> list[Optional]:
+def _same(x: Tensor, *tensors: Maybe) -> list[Maybe]:
     """Return tensors of x's dtype, contiguous; most are already, and asking is cheaper."""
     return [
         t if t is None or (t.dtype is x.dtype and t.is_contiguous()) else t.to(x.dtype).contiguous()
@@ -111,13 +108,7 @@ def mean_square(x: Tensor, rows: int) -> Tensor:
 
 
 def affine(
-    x: Tensor,
-    mean: Optional,
-    inv: Tensor,
-    r: Optional,
-    d: Optional,
-    weight: Optional,
-    bias: Optional,
+    x: Tensor, mean: Maybe, inv: Tensor, r: Maybe, d: Maybe, weight: Maybe, bias: Maybe
 ) -> Tensor:
     """Return weight (r (x - mean) inv + d) + bias."""
     x = dense(x, x)
@@ -127,7 +118,7 @@ def affine(
 
 
 def normalize(
-    x: Tensor, rows: int, eps: float, weight: Optional, bias: Optional
+    x: Tensor, rows: int, eps: float, weight: Maybe, bias: Maybe
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return y, mean, biased variance and inv = 1/sqrt(var + eps) of the groups' own statistics."""
     x = dense(x, x)
@@ -139,13 +130,7 @@ def normalize(
 
 
 def backward_sums(
-    u: Tensor,
-    x: Tensor,
-    mean: Optional,
-    inv: Tensor,
-    r: Optional,
-    d: Optional,
-    weight: Optional,
+    u: Tensor, x: Tensor, mean: Maybe, inv: Tensor, r: Maybe, d: Maybe, weight: Maybe
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return g and psi (M, C) of g' = weight r u, and the gradients (C) of weight and bias."""
     x = dense(x, x)
@@ -159,12 +144,12 @@ def backward_sums(
 def combine(
     u: Tensor,
     x: Tensor,
-    mean: Optional,
+    mean: Maybe,
     inv: Tensor,
-    r: Optional,
-    weight: Optional,
-    gbar: Optional,
-    psibar: Optional,
+    r: Maybe,
+    weight: Maybe,
+    gbar: Maybe,
+    psibar: Maybe,
 ) -> Tensor:
     """Return inv (weight r u - gbar - z psibar), z = (x - mean) inv."""
     x = dense(x, x)
@@ -177,13 +162,13 @@ def combine(
 def backward(
     u: Tensor,
     x: Tensor,
-    mean: Optional,
+    mean: Maybe,
     inv: Tensor,
-    r: Optional,
-    d: Optional,
-    weight: Optional,
-    a: Optional,
-    b: Optional,
+    r: Maybe,
+    d: Maybe,
+    weight: Maybe,
+    a: Maybe,
+    b: Maybe,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return gx with gbar = a g and psibar = b psi, and the gradients of weight and bias."""
     x = dense(x, x)
@@ -192,3 +177,20 @@ def backward(
     gweight, gbias = (x.new_empty(x.shape[1]) for _ in range(2))
     _call("backward", x, len(inv), u, _terms(given), a, b, gx, gweight, gbias)
     return gx, gweight, gbias
+
+
+def threshold_sums(x: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum sign(x - threshold) and |x - threshold| over each group: two tensors (M, C)."""
+    x = dense(x, x)
+    signs, sizes = _statistics(x, len(threshold), 2)
+    _call("threshold_sums", x, len(threshold), *_same(x, threshold), signs, sizes)
+    return signs, sizes
+
+
+def centre(weight: Tensor) -> Tensor:
+    """Subtract from each filter (out, *) its mean."""
+    weight = dense(weight, weight)
+    y, out = torch.empty_like(weight), len(weight)
+    shape = _shape(out, out, 1, weight.numel() // out, False, torch.get_num_threads())
+    _functions(weight.dtype).centre(shape, weight.data_ptr(), y.data_ptr())
+    return y

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+Maybe = Tensor | None
+
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype of statistics: float32 for half-precision inputs, else the input's own."""
