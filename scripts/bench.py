@@ -4,32 +4,27 @@ A cell is the median of ratios whose two times were taken one after the other, i
 """
 
 import argparse
-import json
 import os
 import re
-import statistics
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that a checkout works without being installed
-os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler, asked for peak memory, talks a lot
 
+import timing  # noqa: E402
 import torch  # noqa: E402
 import torchvision  # noqa: E402
+from timing import Run  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from normrepro import config, convert, hints, models, norms, record  # noqa: E402
 from normrepro.norms import kernels  # noqa: E402
 
-Run = Callable[[], None]
 WANTED = ("bn", "brn", "mabn", "cbn", "evalnorm", "gn")
 OPTIONS = {"cbn": {"window": 4, "burn_in": 0}}  # k of the claim, and its window open from the start
 GROUP = 2  # the normalization batch
@@ -46,7 +41,6 @@ TITLES = {
     "steps": "One training step (forward, loss, backward, SGD, state of the norms)",
     "layers": "The layer alone (forward, backward, state)",
 }
-WARM = 4  # rounds that are not counted: allocations, the windows of the layers
 
 
 def parser() -> argparse.ArgumentParser:
@@ -126,52 +120,6 @@ def replaced(model: nn.Module, name: str | None, example: Tensor | None) -> nn.M
     return model
 
 
-# -- measuring -------------------------------------------------------------------------------------
-
-
-def seconds(run: Run, device: str) -> float:
-    if device == "cpu":
-        start = time.perf_counter()
-        run()
-        return time.perf_counter() - start
-    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    first.record()
-    run()
-    last.record()
-    torch.cuda.synchronize()
-    return first.elapsed_time(last) / 1e3
-
-
-def compare(runs: list[Run], pairs: int, device: str) -> list[float]:
-    """Return the median ratio of each run's time to the first's."""
-    return [statistics.median(ratios(run, runs[0], pairs, device)) for run in runs[1:]]
-
-
-def ratios(run: Run, base: Run, pairs: int, device: str) -> Iterator[float]:
-    """Yield the ratios of time of two runs, each first in every other pair."""
-    for i in range(-WARM, pairs):
-        first, second = (seconds(one, device) for one in ((base, run) if i % 2 else (run, base)))
-        if i >= 0:
-            yield second / first if i % 2 else first / second
-
-
-def peak(run: Run, device: str) -> float:
-    """Return the MB that a run holds at its worst moment, beyond what was held before."""
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
-    with torch.profiler.profile(profile_memory=True) as profile:
-        run()
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder, "trace.json")
-        profile.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text())["traceEvents"]
-    held = accumulate(e["args"]["Bytes"] for e in events if e["name"] == "[memory]")
-    return max(held) / 1e6
-
-
 # -- the report ------------------------------------------------------------------------------------
 
 
@@ -198,8 +146,8 @@ def cell(
     runs = [build(None, case, form, args.device)]
     for compiled in (False, True)[: 2 if args.device == "cpu" else 1]:
         runs.append(partial(with_kernels, compiled, build(name, case, form, args.device)))
-    times = compare(runs, args.pairs, args.device)
-    bn, *peaks = (peak(run, args.device) for run in runs)
+    times = timing.compare(runs, args.pairs, args.device)
+    bn, *peaks = (timing.peak(run, args.device) for run in runs)
     result = " / ".join(f"{ratio:.2f}" for ratio in times)
     result += f" ({' / '.join(f'{mb - bn:+.0f}' for mb in peaks)} MB)"
     print(f"{name}, {case}, {FORMS[form]}: {result}", file=sys.stderr, flush=True)

@@ -104,12 +104,14 @@ def _build(path: Path, real: str, runtime: str | None) -> ctypes.CDLL | None:
         return None
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        built, complaint = Path(folder, path.name), ""
         for flags in _variants(runtime):
-            built = Path(folder, path.name)
-            if _compile(compiler, [*flags, f"-DREAL={real}"], built) and (loaded := _load(built)):
+            complaint = _compile(compiler, [*flags, f"-DREAL={real}"], built)
+            if complaint is None and (loaded := _load(built)):
                 os.replace(built, path)
                 log.warning("built the CPU kernels for this machine, once: %s", path)
                 return loaded
+    log.warning("the CPU kernels cannot be built (torch's operations serve): %s", complaint)
     return None
 
 
@@ -119,14 +121,19 @@ def _variants(runtime: str | None) -> Iterator[tuple[str, ...]]:
             yield (*FLAGS, *threads, *tuning)
 
 
-def _compile(compiler: str, flags: list[str], target: Path) -> bool:
-    """Compile and link; the OpenMP runtime is left to be found in the process."""
+def _compile(compiler: str, flags: list[str], target: Path) -> str | None:
+    """Compile and link; the OpenMP runtime is left to be found in the process.
+
+    Returns:
+        None, or what the compiler has to say.
+    """
     object_file = target.with_suffix(".o")
     source = str(Path(__file__).parent / SOURCES[0])
     for command in (
         [compiler, *flags, "-c", source, "-o", str(object_file)],
         [compiler, "-shared", str(object_file), "-o", str(target), "-lm"],
     ):
-        if subprocess.run(command, capture_output=True, timeout=120, check=False).returncode:
-            return False
-    return True
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        if done.returncode:
+            return next(iter(done.stderr.splitlines()), f"{compiler} gives {done.returncode}")
+    return None

@@ -11,9 +11,6 @@ void centre(const Shape *d, const REAL *x, REAL *y)
     }
 }
 
-}
-}
-
 /* s += sum(sign(x - t)) and q += sum|x - t| over a row of n values. */
 static inline void row_signs(const REAL *x, REAL t, long n, double *s, double *q)
 {

@@ -1,6 +1,7 @@
 """The compiled arithmetic beside torch's own: values, bits whatever the threads, and building."""
 
 import logging
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,8 +18,10 @@ from tests.conftest import environment
 from tests.norms import test_exact
 from tests.norms.cases import PAIRS, Case, Layout
 
+# Not by `usable`: where there is a compiler, a build that fails must not pass as its absence.
 needs_compiler = pytest.mark.skipif(
-    not kernels.usable(torch.ones(1, 1)), reason="no C compiler, or switched off"
+    not (kernels._enabled and any(map(shutil.which, ("cc", "gcc", "clang")))),
+    reason="no C compiler, or switched off",
 )
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 # Shape, groups; the last axis of a channels-last shape is moved next to N.
@@ -85,6 +88,13 @@ def everything(use: object, x: Tensor, u: Tensor, rows: int, terms: str) -> list
     own = use.normalize(x, rows, 0.1, w, b)
     square, gx = use.mean_square(x, rows), use.combine(u, x, m, inv, r, w, g, p)
     return [mean, var, square, y, *sums, gx, *once, *own]
+
+
+@needs_compiler
+def test_they_can_be_built() -> None:
+    """Nothing else would say so: where they cannot, torch's operations take their place."""
+    assert kernels.usable(torch.ones(1, 1))
+    assert kernels.usable(torch.ones(1, 1, dtype=torch.float64))
 
 
 @needs_compiler
@@ -226,11 +236,12 @@ def test_no_compiler_is_silent(
 
 
 def test_a_compiler_that_fails_is_no_compiler(
-    empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("CC", "false")
     assert building.library("float") is None
     assert list(empty_cache.iterdir()) == []
+    assert ["cannot be built" in record.message for record in caplog.records] == [True]
 
 
 @pytest.mark.parametrize(
