@@ -27,6 +27,7 @@ from normrepro.norms import kernels  # noqa: E402
 
 WANTED = ("bn", "brn", "mabn", "cbn", "evalnorm", "gn")
 OPTIONS = {"cbn": {"window": 4, "burn_in": 0}}  # k of the claim, and its window open from the start
+PATHS = (False, True)  # without and with the compiled kernels
 GROUP = 2  # the normalization batch
 LAYERS = ((32, 64, 56, 56), (32, 256, 14, 14), (128, 16, 32, 32))
 STEPS = {
@@ -144,7 +145,7 @@ def cell(
 ) -> str:
     """Compare a layer with torch's batch norm: time of each path, memory."""
     runs = [build(None, case, form, args.device)]
-    for compiled in (False, True)[: 2 if args.device == "cpu" else 1]:
+    for compiled in PATHS[: 2 if compiles(args.device) else 1]:
         runs.append(partial(with_kernels, compiled, build(name, case, form, args.device)))
     times = timing.compare(runs, args.pairs, args.device)
     bn, *peaks = (timing.peak(run, args.device) for run in runs)
@@ -152,6 +153,12 @@ def cell(
     result += f" ({' / '.join(f'{mb - bn:+.0f}' for mb in peaks)} MB)"
     print(f"{name}, {case}, {FORMS[form]}: {result}", file=sys.stderr, flush=True)
     return result
+
+
+def compiles(device: str) -> bool:
+    """Tell whether there are compiled kernels to compare."""
+    kernels.enable(True)
+    return kernels.usable(torch.zeros(1, device=device))
 
 
 def with_kernels(on: bool, run: Run) -> None:
@@ -167,7 +174,7 @@ def hardware(args: argparse.Namespace) -> str:
 def heading(args: argparse.Namespace) -> str:
     found = record.environment()
     versions = ", ".join(f"{k} {found[k]}" for k in ("python", "torch", "torchvision"))
-    paths = "eager / compiled" if args.device == "cpu" else "eager"
+    paths = "eager / compiled" if compiles(args.device) else "eager"
     return f"""# Speed and memory beside torch.nn.BatchNorm2d: {hardware(args)}
 
 {versions}, {found["platform"]}. float32, normalization batch {GROUP} (CBN: k = 4), MABN with weight
