@@ -86,6 +86,18 @@ def test_every_validation_image_is_seen_exactly_once(world):
     assert torch.equal(x, joined(whole.eval_batches())[0])
 
 
+@pytest.mark.parametrize("world", [1, 7])
+def test_training_images_are_judged_once_each_without_augmentation(world):
+    whole = Digits(seed=0, total=600, augment="strong")
+    ranks = [Digits(seed=0, total=7, rank=r, world=world) for r in range(world)]
+    x, y = joined(batch for rank in ranks for batch in rank.train_eval_batches())
+    assert torch.equal(y, whole.labels)
+    assert torch.equal(x, joined(whole.train_eval_batches())[0])
+    shown, labels = joined(Digits(seed=0, total=1200, augment="none").train_batches(0))
+    assert torch.equal(labels.bincount(), y.bincount())
+    torch.testing.assert_close(shown.sum(0), x.sum(0), rtol=1e-4, atol=1e-3)
+
+
 def test_digits_are_normalized_and_can_be_enlarged_and_repeated_over_channels():
     x, _ = joined(Digits(seed=0, total=1200).train_batches(0))
     assert abs(x.mean()) < 0.02

@@ -114,6 +114,17 @@ def test_folder_ranks_judge_every_image_once(photos, world):
     assert torch.equal(pieces, whole)
 
 
+def test_folder_ranks_judge_every_training_image_once_by_the_crop_of_evaluation(photos):
+    whole, labels = joined(folder(photos).train_eval_batches())
+    ranks = [folder(photos, rank=r, world=4) for r in range(4)]
+    pieces, again = joined(batch for rank in ranks for batch in rank.train_eval_batches())
+    assert torch.equal(pieces, whole)
+    assert torch.equal(labels, again)
+    assert labels.tolist() == [label for label in range(3) for _ in range(7)]
+    plain, _ = joined(folder(photos, total=21, augment="none").train_batches(0))
+    assert torch.equal(plain.sum(dim=(1, 2, 3)).sort()[0], whole.sum(dim=(1, 2, 3)).sort()[0])
+
+
 def break_layout(root, how):
     """Damage a copy of the layout in one way; return the root to read."""
     for split in ("train", "val"):

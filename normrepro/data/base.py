@@ -39,6 +39,10 @@ class Source(Protocol):
         """Yield this rank's part of the validation set; the ranks together see each image once."""
         ...
 
+    def train_eval_batches(self) -> Batches:
+        """Yield this rank's part of the training images, each once, as evaluation shows images."""
+        ...
+
 
 def seed_of(*parts: int | str) -> int:
     """Hash integers and strings into a 63-bit seed, the same on every machine and Python."""
@@ -75,7 +79,7 @@ def rank_batches(order: Tensor, total: int, rank: int, world: int, start: int = 
 
 
 def eval_slice(size: int, rank: int, world: int) -> range:
-    """Return the validation images of a rank: contiguous, disjoint, together all of them."""
+    """Return the images that a rank evaluates: contiguous, disjoint, together all of them."""
     return range(size * rank // world, size * (rank + 1) // world)
 
 

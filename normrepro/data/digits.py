@@ -139,10 +139,18 @@ class Digits:
 
     def eval_batches(self) -> Batches:
         """Yield this rank's part of the validation set; the ranks together see each image once."""
-        mine = eval_slice(self.val_size, self.rank, self.world)
+        return self.judged(self.val_images, self.val_labels)
+
+    def train_eval_batches(self) -> Batches:
+        """Yield this rank's part of the training images, each once, as evaluation shows images."""
+        return self.judged(self.images, self.labels)
+
+    def judged(self, images: Tensor, labels: Tensor) -> Batches:
+        """Yield this rank's part of a set of images, in order and without augmentation."""
+        mine = eval_slice(len(images), self.rank, self.world)
         for first in range(mine.start, mine.stop, EVAL_BATCH):
             piece = slice(first, min(first + EVAL_BATCH, mine.stop))
-            yield normalize(self.val_images[piece]), self.val_labels[piece]
+            yield normalize(images[piece]), labels[piece]
 
 
 def normalize(images: Tensor) -> Tensor:

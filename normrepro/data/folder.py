@@ -130,8 +130,8 @@ class Folder:
         self.keys = EpochKeys(self.train_size, seed, total, rank, world)
         images = Images(train, train_crop(size, options), options["lighting"], seed)
         self.train_loader = self.loader(images, self.keys)
-        judged = Images(val, eval_crop(size), 0.0, seed)
-        self.val_loader = self.loader(judged, eval_keys(self.val_size, rank, world))
+        self.val_loader = self.judge(val, eval_crop(size), seed, rank, world)
+        self.train_eval_loader = self.judge(train, eval_crop(size), seed, rank, world)
         self.mean = torch.tensor(MEAN, device=device).view(3, 1, 1)
         self.std = torch.tensor(STD, device=device).view(3, 1, 1)
 
@@ -146,6 +146,10 @@ class Folder:
             generator=generator("workers"),  # else each epoch would draw from the global state
         )
 
+    def judge(self, split: Split, crop: v2.Compose, seed: int, rank: int, world: int) -> DataLoader:
+        """Return a loader of this rank's part of a split, in order and without augmentation."""
+        return self.loader(Images(split, crop, 0.0, seed), eval_keys(len(split), rank, world))
+
     def train_batches(self, epoch: int, start: int = 0) -> Batches:
         """Yield this rank's slice of every full global batch of the epoch from step `start` on."""
         self.keys.epoch, self.keys.start = epoch, start
@@ -154,6 +158,10 @@ class Folder:
     def eval_batches(self) -> Batches:
         """Yield this rank's part of the validation set; the ranks together see each image once."""
         return (self.finish(*batch) for batch in self.val_loader)
+
+    def train_eval_batches(self) -> Batches:
+        """Yield this rank's part of the training images, each once, as evaluation shows images."""
+        return (self.finish(*batch) for batch in self.train_eval_loader)
 
     def finish(self, image: Tensor, label: Tensor, light: Tensor) -> tuple[Tensor, Tensor]:
         """Move a batch to the device and scale its bytes to normalized floats."""
