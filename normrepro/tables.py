@@ -6,24 +6,50 @@ finds its run by composing its overrides, so that nothing has to be tagged, matc
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from omegaconf import DictConfig
 
 from normrepro import config
 from normrepro.config import ConfigError
 from normrepro.record import Record
+from normrepro.reported import Reported
 
 
 @dataclass(frozen=True)
 class Line:
-    """One row or one column: its label, what it adds to the overrides, what the paper reports."""
+    """One row or one column: its label, what it adds to the overrides, what the paper reports.
+
+    ``metric``, ``unit``, ``decimals`` and ``better`` are None where the table's hold. ``block``
+    says which rows are compared with each other; ``x`` is the place on a plot's axis; ``reasons``
+    explain a dash or a null; ``ocr`` has what a garbled value looks like in the paper's text.
+    """
 
     key: str
     label: str
-    overrides: tuple[str, ...]
-    metric: str | None
-    reported: Mapping[str, float | str | None]
+    overrides: tuple[str, ...] = ()
+    metric: str | None = None
+    unit: str | None = None
+    decimals: int | None = None
+    better: str | None = None
+    block: str | None = None
+    x: float | None = None
+    reported: Mapping[str, Reported] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    ocr: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plot:
+    """How a table or figure is drawn: ``curves`` per epoch, ``lines`` or ``bars`` over the columns'
+    x, ``layers`` of the network at some epochs; which metrics where not the table's own.
+    """
+
+    kind: str = "curves"
+    x: str | None = None
+    log: bool = False
+    metrics: tuple[str, ...] = ()
+    epochs: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,6 +94,10 @@ class Table:
     columns: tuple[Line, ...]
     scales: Mapping[str, Scale]
     notes: tuple[str, ...]
+    compare: str = "rows"  # what competes for the best number: the rows of a column, or ...
+    needs: str | None = None  # the task that it waits for
+    describes: str | None = None  # rendered from the layers themselves
+    plot: Plot = Plot()
 
     @property
     def key(self) -> str:
@@ -80,8 +110,21 @@ class Table:
         kind = self.name.rstrip("0123456789")
         return f"{self.short} {kind.capitalize()} {self.name[len(kind) :]}"
 
+    @property
+    def obstacle(self) -> str:
+        """Why nothing of it can be run, in a few words; empty where it can."""
+        if self.needs:
+            return f"not runnable yet: needs the {self.needs} task"
+        return "nothing to run: it describes layers" if self.describes else ""
+
+    def metric_of(self, row: Line, column: Line) -> str:
+        """Return an entry's metric: the column's, else the row's, else the table's."""
+        return column.metric or row.metric or self.metric
+
     def scale(self, name: str) -> Scale:
         """Return what the table declares for a scale."""
+        if self.obstacle:
+            raise ConfigError(f"{self.label}: {self.obstacle}")
         if name not in self.scales:
             known = ", ".join(self.scales)
             raise ConfigError(f"{self.paper} {self.name} has no scale={name}; it has: {known}")
