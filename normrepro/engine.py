@@ -73,9 +73,7 @@ def prepare(cfg: DictConfig) -> None:
 def make_record(trainer: Trainer, outcome: dict[str, Any]) -> dict[str, Any]:
     """Return the run's record (normrepro/record.py describes it)."""
     history = trainer.state.history
-    metrics = {k: history[-1][k] for k in ("error", "loss", "train_loss")} if history else {}
-    if history:
-        metrics["best_error"] = min(row["error"] for row in history)
+    metrics = summary(history)
     unpaired = trainer.model.conversion.unpaired
     if unpaired:
         trainer.notes.append(f"norms without a convolution of their own: {', '.join(unpaired)}")
@@ -96,3 +94,11 @@ def make_record(trainer: Trainer, outcome: dict[str, Any]) -> dict[str, Any]:
         "seconds": trainer.state.seconds,
         "notes": trainer.notes,
     }
+
+
+def summary(history: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the last epoch's values, and the best errors of all epochs."""
+    keys = ("error", "loss", "train_loss", "top5_error")
+    metrics = {k: history[-1][k] for k in keys if history and k in history[-1]}
+    errors = [key for key in ("error", "top5_error") if key in metrics]
+    return metrics | {f"best_{key}": min(row[key] for row in history) for key in errors}

@@ -32,6 +32,8 @@ def test_a_record_has_all_that_a_table_needs(tmp_path: Path) -> None:
     assert record["history"][-1]["step"] == 16
     assert record["metrics"]["error"] == record["history"][-1]["error"]
     assert record["metrics"]["best_error"] == min(row["error"] for row in record["history"])
+    assert record["metrics"]["top5_error"] == record["history"][-1]["top5_error"]
+    assert record["metrics"]["best_top5_error"] == min(r["top5_error"] for r in record["history"])
     assert record["environment"]["torch"].startswith(torch.__version__.split("+")[0])
     assert record["config"]["batch"] == {"total": 32, "devices": 2, "norm": 2}
     assert "hydra" not in record["config"]

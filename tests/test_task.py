@@ -52,7 +52,7 @@ def test_sums_do_not_depend_on_the_split_into_batches(cuts):
     task = Classification(0.1)
     sums = task.evaluate(Answers(), pieces)
     assert {k: (v.dtype, v.shape) for k, v in sums.items()} == dict.fromkeys(
-        ("count", "loss", "wrong"), (torch.float64, ())
+        ("count", "loss", "wrong", "count5", "wrong5"), (torch.float64, ())
     )
     metrics = task.metrics(sums)
     wrong = (logits.argmax(1) != labels).sum().item()
@@ -63,13 +63,33 @@ def test_sums_do_not_depend_on_the_split_into_batches(cuts):
 
 def test_a_rank_without_images_adds_zeros():
     sums = Classification().evaluate(Answers(), [])
-    assert [float(value) for value in sums.values()] == [0, 0, 0]
+    assert [float(value) for value in sums.values()] == [0] * 5
 
 
 def test_nan_logits_are_wrong():
     logits = torch.tensor([[float("nan"), 0, 0], [1, 0, 0]])
     sums = Classification().evaluate(Answers(), [(logits, torch.tensor([0, 0]))])
     assert (float(sums["count"]), float(sums["wrong"])) == (2, 1)
+
+
+def test_top5_error_is_the_papers_recall_at_5():
+    logits = torch.randn(40, 7, generator=generator("logits"))
+    logits[0], logits[1, 3] = 0, float("nan")  # ties: the label's number decides
+    labels = torch.randint(7, (40,), generator=generator("labels"))
+    labels[0] = 5
+    best = [sorted(range(7), key=lambda c: (-row[c], c))[:5] for row in logits.tolist()]
+    wrong = [int(y) not in five for y, five in zip(labels, best, strict=True)]
+    wrong[1] = True
+    task = Classification()
+    sums = task.evaluate(Answers(), zip(logits.split([3, 37]), labels.split([3, 37]), strict=True))
+    metrics = task.metrics(sums)
+    assert metrics["top5_error"] == 100 * sum(wrong) / 40
+    assert 0 < metrics["top5_error"] < metrics["error"]
+
+
+def test_four_classes_have_no_top5_error():
+    sums = Classification().evaluate(Answers(), [(torch.randn(2, 4), torch.tensor([0, 1]))])
+    assert "top5_error" not in Classification().metrics(sums)
 
 
 def test_evaluation_gives_every_module_its_mode_back():

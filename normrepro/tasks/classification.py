@@ -1,4 +1,4 @@
-"""Image classification: cross-entropy, top-1 error."""
+"""Image classification: cross-entropy, top-1 and top-5 error."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class Classification:
-    """Cross-entropy with label smoothing, judged by top-1 error.
+    """Cross-entropy with label smoothing, judged by top-1 and, from 5 classes on, top-5 error.
 
     Args:
         label_smoothing: Share of the target spread evenly over all classes. The evaluation's loss
@@ -48,28 +48,44 @@ class Classification:
             batches: Pairs of images and labels; none at all is allowed on a rank.
 
         Returns:
-            0-d float64 tensors `count`, `loss` (summed) and `wrong`, on the model's device; adding
-            them over ranks gives the sums of the whole set.
+            0-d float64 tensors `count`, `loss` (summed), `wrong`, and of the images judged
+            among 5 or more classes `count5` and `wrong5`, on the model's device; adding them over
+            ranks gives the sums of the whole set.
         """
         device = next(model.parameters()).device
         sums = {
             key: torch.zeros((), dtype=torch.float64, device=device)
-            for key in ("count", "loss", "wrong")
+            for key in ("count", "loss", "wrong", "count5", "wrong5")
         }
         with evaluating(model):
             for x, y in batches:
                 logits = model(x).double()  # (N, classes)
                 # argmax may point at a NaN: such an image is wrong whatever its label is.
-                wrong = (logits.argmax(dim=1) != y) | logits.isnan().any(dim=1)
+                no_number = logits.isnan().any(dim=1)
+                wrong = (logits.argmax(dim=1) != y) | no_number
                 smoothing = self.label_smoothing
                 sums["count"] += len(y)
                 sums["wrong"] += wrong.sum()
+                if logits.shape[1] >= 5:
+                    sums["count5"] += len(y)
+                    sums["wrong5"] += ((places(logits, y) >= 5) | no_number).sum()
                 sums["loss"] += F.cross_entropy(
                     logits, y, label_smoothing=smoothing, reduction="sum"
                 )
         return sums
 
     def metrics(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        """Turn sums over the whole set into top-1 error in percent and mean loss."""
-        count = float(sums["count"])
-        return {"error": 100 * float(sums["wrong"]) / count, "loss": float(sums["loss"]) / count}
+        """Turn sums over the whole set into errors in percent and the mean loss."""
+        count, count5 = float(sums["count"]), float(sums["count5"])
+        found = {"error": 100 * float(sums["wrong"]) / count, "loss": float(sums["loss"]) / count}
+        return found | ({"top5_error": 100 * float(sums["wrong5"]) / count5} if count5 else {})
+
+
+def places(logits: Tensor, y: Tensor) -> Tensor:
+    """Return the place (N,), from 0, of each image's label when the logits (N, classes) fall.
+
+    Of equal logits the class with the smaller number stands first, on every machine.
+    """
+    own = logits.gather(1, y[:, None])  # (N, 1)
+    before = torch.arange(logits.shape[1], device=y.device) < y[:, None]
+    return ((logits > own) | ((logits == own) & before)).sum(dim=1)
