@@ -41,10 +41,10 @@ report: setup  ## Render all tables and their index from results/records.jsonl
 	$(PY) scripts/report.py
 
 test: setup  ## Run the test suite (the slow tests left out)
-	$(PY) -m pytest -m "not slow"
+	$(PY) -m pytest -n auto --maxprocesses 8 -m "not slow"
 
 test-slow: setup  ## Run the slow tests
-	$(PY) -m pytest -m slow
+	$(PY) -m pytest -n auto --maxprocesses 8 -m slow
 
 bench: setup  ## Time the layers against torch's batch norm: results/bench_<hardware>.md
 	$(PY) scripts/bench.py

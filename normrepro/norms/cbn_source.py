@@ -3,7 +3,7 @@
 import math
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +11,6 @@ from torch import Tensor, nn
 
 from normrepro.norms import core
 from normrepro.norms.cbn_patches import mean_patch, slope
-
-if TYPE_CHECKING:
-    from normrepro.norms.cbn_past import Compensated
 
 KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
@@ -35,6 +32,17 @@ def obstacle(conv: nn.Module) -> str | None:
         if getattr(type(conv), name, None) is not getattr(kind, name, None):
             return f"{type(conv).__name__} has a {name} of its own"
     return None
+
+
+class Watcher(Protocol):
+    """What a source knows of the layer behind it."""
+
+    training: bool
+    channels: int
+
+    def watches(self) -> bool:
+        """Tell whether a forward of a convolution is to be remembered."""
+        ...
 
 
 class Record(NamedTuple):
@@ -60,9 +68,7 @@ class Source:
         pooled: Average pooling without overlap or remainder lies between the two.
     """
 
-    def __init__(
-        self, layer: "Compensated", conv: nn.Module, channels: slice, pooled: bool
-    ) -> None:
+    def __init__(self, layer: Watcher, conv: nn.Module, channels: slice, pooled: bool) -> None:
         self.conv, self.channels, self.pooled = conv, channels, pooled
         self.layer = weakref.ref(layer)  # a layer that was replaced goes, whatever hooks remain
         self.axes = len(getattr(conv, "kernel_size", ()))
