@@ -14,7 +14,7 @@ CHOICES = {
     "run.device": ("auto", "cpu", "cuda"),
     "run.wandb": ("auto", "online", "offline", "disabled"),
     "recipe.schedule.name": ("step", "cosine"),
-    "recipe.init": ("default", "kaiming_fan_out"),
+    "recipe.init": ("default", "kaiming_fan_out", "kaiming_fan_in"),
 }
 
 

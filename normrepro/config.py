@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -61,12 +62,19 @@ def register_resolvers() -> None:
     """Register the resolvers that the YAML files use; calling it again does no harm."""
     resolvers = {
         "scaled_lr": lambda lr, per, total: float(lr) * float(total) / float(per),
+        "product": lambda *factors: math.prod(factors),
+        "share": _share,
         "run_name": lambda *, _root_: run_name(_root_),
         "run_dir": lambda *, _root_: str(run_dir(_root_)),
         "rank_zero": lambda zero, other: zero if rank() == 0 else other,
     }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
+
+
+def _share(total: int, parts: int) -> int:
+    """Return each part's share; what does not come out even is left to `check`, which explains."""
+    return total // parts if isinstance(parts, int) and parts > 0 else total
 
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:

@@ -209,8 +209,8 @@ REFUSED = {
     "recipe.schedule.at=[0.5,1.5]": "recipe.schedule.at=1.5 must be a number from 0 to below 1",
     "recipe.schedule.at=[0.5,0.25]": "recipe.schedule.at=[0.5, 0.25] must rise",
     "recipe.optimizer.lr=0": "recipe.optimizer.lr=0 must be a number above 0",
-    "recipe.init=zeros": "recipe.init=zeros is none of default, kaiming_fan_out",
-    "scale=paper": "scale=paper does not fit data=digits: it fits data=imagenet",
+    "recipe.init=zeros": "recipe.init=zeros is none of default, kaiming_fan_out, kaiming_fan_in",
+    "scale=paper": "scale=paper does not fit data=digits: it fits data=imagenet or data=",
     "scale=proxy data=imagenet": "scale=proxy does not fit data=imagenet: it fits data=digits",
 }
 

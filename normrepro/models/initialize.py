@@ -5,26 +5,33 @@ from torch import nn
 from normrepro.config import ConfigError
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-KINDS = ("default", "kaiming_fan_out")
+KINDS = ("default", "kaiming_fan_out", "kaiming_fan_in")
 
 
 def initialize(model: nn.Module, init: str) -> nn.Module:
     """Initialize a model in place and return it.
 
+    Both kinds set norms to gamma 1 and beta 0, the last of a residual branch included, and the
+    biases of what they draw to 0.
+
     Args:
         model: Freshly built model, its norm layers not yet swapped.
         init: "default" leaves what the model's own code drew. "kaiming_fan_out" draws every
-            convolution from N(0, 2 / (kernel area * output channels / groups)) (He et al. 2015,
-            backward form), sets norms to gamma 1 and beta 0, the last of a residual branch
-            included, and leaves linear layers alone.
+            convolution from N(0, 2 / (kernel area * output channels)) (He et al. 2015, backward
+            form; grouped ones too, as torch and the papers' code count) and leaves linear layers
+            alone. "kaiming_fan_in" draws convolutions and linear layers from N(0, 2 / inputs of a
+            neuron) (He et al. 2015, forward form).
     """
     if init not in KINDS:
         raise ConfigError(f"recipe.init={init} is unknown: choose one of {', '.join(KINDS)}")
     if init == "default":
         return model
+    forward = init == "kaiming_fan_in"
+    drawn = (*CONVOLUTIONS, nn.Linear) if forward else CONVOLUTIONS
     for module in model.modules():
-        if isinstance(module, CONVOLUTIONS):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if isinstance(module, drawn):
+            mode = "fan_in" if forward else "fan_out"
+            nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.modules.batchnorm._BatchNorm | nn.GroupNorm) and module.affine:

@@ -6,6 +6,10 @@ without parameters (option A). `residual=False` gives the plain net of the same 
 on its norms far more: nothing carries a signal past a badly normalized layer. Small maps make batch
 statistics scarce as well: with strides (2, 2, 2) an 8x8 image ends as one pixel, so a normalization
 batch of 2 has two values a channel.
+
+`block="bottleneck"` gives a narrow relative of ResNet-50 on the same stem: 9n + 2 layers, blocks of
+1x1, 3x3 (with the stride) and 1x1 convolution to four times the width, and a 1x1 convolution
+with a norm as the shortcut of each stage's first block.
 """
 
 from collections.abc import Sequence
@@ -41,6 +45,32 @@ class Block(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], [0, 0, 0, 0, 0, self.extra])
 
 
+class Bottleneck(nn.Module):
+    """Three convolutions with their norms, and the shortcut around them where `residual` is on."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, residual: bool) -> None:
+        super().__init__()
+        inner = outputs // 4
+        self.conv1, self.bn1 = nn.Conv2d(inputs, inner, 1, bias=False), nn.BatchNorm2d(inner)
+        self.conv2, self.bn2 = convolution(inner, inner, stride), nn.BatchNorm2d(inner)
+        self.conv3, self.bn3 = nn.Conv2d(inner, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.residual, self.downsample = residual, None
+        if residual and (stride != 1 or inputs != outputs):
+            projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.downsample = nn.Sequential(projection, nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, inputs, H, W) to (N, outputs, H / stride, W / stride)."""
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = self.bn3(self.conv3(F.relu(self.bn2(self.conv2(y)))))
+        if not self.residual:
+            return F.relu(y)
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+KINDS = {"basic": (Block, 2, 1), "bottleneck": (Bottleneck, 3, 4)}  # class, layers, expansion
+
+
 class SmallResNet(nn.Module):
     """See the module's docstring; build it with `small_resnet`."""
 
@@ -52,13 +82,15 @@ class SmallResNet(nn.Module):
         residual: bool,
         classes: int,
         channels: int,
+        block: str = "basic",
     ) -> None:
         super().__init__()
         self.conv1, self.bn1 = convolution(channels, widths[0]), nn.BatchNorm2d(widths[0])
-        inputs = widths[0]
-        for number, (outputs, stride) in enumerate(zip(widths, strides, strict=True), start=1):
-            stage = [Block(inputs, outputs, stride, residual)]
-            stage += [Block(outputs, outputs, 1, residual) for _ in range(blocks - 1)]
+        inputs, (kind, _, expansion) = widths[0], KINDS[block]
+        for number, (width, stride) in enumerate(zip(widths, strides, strict=True), start=1):
+            outputs = width * expansion
+            stage = [kind(inputs, outputs, stride, residual)]
+            stage += [kind(outputs, outputs, 1, residual) for _ in range(blocks - 1)]
             self.add_module(f"layer{number}", nn.Sequential(*stage))
             inputs = outputs
         self.stages = len(widths)
@@ -72,6 +104,23 @@ class SmallResNet(nn.Module):
         return self.fc(x.mean(dim=(2, 3)))
 
 
+def depth_to_blocks(depth: int, strides: Sequence[int], per_block: int) -> int:
+    """Return the blocks of each stage of a net of `depth` layers, two of them stem and classifier.
+
+    Raises:
+        ConfigError: No number of blocks gives that depth, or a stride is neither 1 nor 2.
+    """
+    per_stage = per_block * len(strides)
+    if not strides or depth < per_stage + 2 or (depth - 2) % per_stage:
+        raise ConfigError(
+            f"model.build.depth={depth} must be {per_stage}n + 2 for {len(strides)} stages: "
+            f"{', '.join(str(per_stage * n + 2) for n in range(1, 5))}, ..."
+        )
+    if any(stride not in (1, 2) for stride in strides):
+        raise ConfigError(f"model.build.strides={list(strides)} must be of 1 and 2")
+    return (depth - 2) // per_stage
+
+
 def small_resnet(
     depth: int = 20,
     width: int = 16,
@@ -80,28 +129,26 @@ def small_resnet(
     in_channels: int = 1,
     strides: Sequence[int] = (1, 2, 2),
     growth: int = 2,
+    block: str = "basic",
 ) -> SmallResNet:
     """Build the CIFAR-style residual net, or the plain one.
 
     Args:
-        depth: Layers with weights on the main path, 2 * len(strides) * n + 2.
-        width: Channels of the first stage.
+        depth: Layers with weights on the main path, layers of a block * len(strides) * n + 2.
+        width: Channels of the first stage, in a bottleneck the inner ones.
         residual: False leaves the shortcuts out.
         num_classes: Outputs.
         in_channels: Channels of the images.
         strides: Stride of each stage's first block, one per stage.
         growth: Factor from one stage's width to the next.
+        block: "basic" (two 3x3 convolutions) or "bottleneck" (1x1, 3x3, 1x1).
     """
-    per_stage = 2 * len(strides)
-    if not strides or depth < per_stage + 2 or (depth - 2) % per_stage:
-        raise ConfigError(
-            f"model.build.depth={depth} must be {per_stage}n + 2 for {len(strides)} stages: "
-            f"{', '.join(str(per_stage * n + 2) for n in range(1, 5))}, ..."
-        )
-    if width < 1 or growth < 1 or any(stride not in (1, 2) for stride in strides):
-        raise ConfigError("model.build needs width and growth of 1 or more, and strides of 1 or 2")
+    if block not in KINDS:
+        raise ConfigError(f"model.build.block={block} is none of {', '.join(KINDS)}")
+    blocks = depth_to_blocks(depth, strides, KINDS[block][1])
+    if width < 1 or growth < 1:
+        raise ConfigError("model.build needs width and growth of 1 or more")
     widths = [width * growth**stage for stage in range(len(strides))]
-    blocks = (depth - 2) // per_stage
-    net = SmallResNet(blocks, widths, list(strides), residual, num_classes, in_channels)
+    net = SmallResNet(blocks, widths, list(strides), residual, num_classes, in_channels, block)
     initialize(net, "kaiming_fan_out")
     return net
