@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from normrepro import lock
 from normrepro.cli import check_command_line, help_page
 from normrepro.config import (
     ConfigError,
@@ -46,11 +47,20 @@ def finished(cfg: DictConfig) -> float | None:
 
 
 def train(cfg: DictConfig) -> float:
-    """Check, then train, unless the run is finished."""
+    """Check, then train, unless the run is finished; rank 0 alone holds the run's lock."""
     check(cfg, world_size())
     done = finished(cfg)
     if done is not None:
         return done
+    if rank() > 0 or cfg.run.eval is not None:
+        return work(cfg)
+    with lock.hold(run_dir(cfg), cfg.run.lock, cfg.run.wait):
+        done = finished(cfg)  # perhaps by the process that held the lock
+        return work(cfg) if done is None else done
+
+
+def work(cfg: DictConfig) -> float:
+    """Train, or evaluate."""
     from normrepro import engine  # here, because torch takes seconds and a typo should not
 
     try:
@@ -68,6 +78,15 @@ def job(cfg: DictConfig) -> float:
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
         return train(cfg)
+    except lock.HeldError as error:
+        log.error("%s: nothing to do here (run.wait=600 waits for it)", error)
+        lock.tell_driver(str(error))
+        if world_size() > 1:
+            end_process(lock.HELD)
+        if not sweep:
+            raise SystemExit(lock.HELD) from None
+        failed.append(run_name(cfg))
+        raise
     except ConfigError as error:
         log.error("error: %s", error)
         if not sweep:

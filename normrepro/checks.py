@@ -12,6 +12,7 @@ CHOICES = {
     "precision": PRECISIONS,
     "eval.state": ("first", "mean"),
     "run.device": ("auto", "cpu", "cuda"),
+    "run.lock": ("flock", "lease"),
     "run.wandb": ("auto", "online", "offline", "disabled"),
     "recipe.schedule.name": ("step", "cosine"),
     "recipe.init": ("default", "kaiming_fan_out", "kaiming_fan_in"),
