@@ -1,5 +1,6 @@
 """From a config to the objects of a run: data, model with its norms swapped, task."""
 
+import logging
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from normrepro.distributed import Ranks
 from normrepro.models import initialize
 from normrepro.norms import Normalizer, convert
 from normrepro.tasks.classification import evaluating
+
+log = logging.getLogger("normrepro")
 
 
 def instantiate(config: DictConfig, **more: Any) -> Any:
@@ -36,7 +39,7 @@ def instantiate(config: DictConfig, **more: Any) -> Any:
 def data(cfg: DictConfig, ranks: Ranks) -> Source:
     """Open the data of a run, and refuse what is not the paper's at the paper's scale."""
     augment = cfg.recipe.augment
-    options = {k: cfg.data[k] for k in ("root", "size", "workers") if k in cfg.data}
+    options = {k: cfg.data[k] for k in ("root", "size", "workers", "download") if k in cfg.data}
     source = instantiate(
         cfg.data.source,
         seed=cfg.seed,
@@ -47,8 +50,7 @@ def data(cfg: DictConfig, ranks: Ranks) -> Source:
         augment=OmegaConf.to_container(augment) if OmegaConf.is_config(augment) else augment,
         **options,
     )
-    if cfg.scale.name == "paper":
-        _require_the_papers(cfg, counts(source))
+    _compare(cfg, counts(source))
     return source
 
 
@@ -57,13 +59,19 @@ def counts(source: Source) -> dict[str, int]:
     return {"classes": source.classes, "train": source.train_size, "val": source.val_size}
 
 
-def _require_the_papers(cfg: DictConfig, found: dict[str, int]) -> None:
-    wanted = OmegaConf.to_container(cfg.data.expect)
-    if found != wanted:
+def _compare(cfg: DictConfig, found: dict[str, int]) -> None:
+    """Refuse other data than the paper's at its scale, and warn of it elsewhere."""
+    expect = OmegaConf.to_container(cfg.data.expect, resolve=True)
+    wanted = {key: count for key, count in expect.items() if count is not None}
+    if all(found[key] == count for key, count in wanted.items()):
+        return
+    has = f"{wanted}; data.root={cfg.data.get('root')} has {found}"
+    if cfg.scale.name == "paper":
         raise ConfigError(
-            f"scale=paper needs the paper's data, {wanted}; data.root={cfg.data.root} has {found}. "
+            f"scale=paper needs the paper's data, {has}. "
             "Set data.root to the full set, or scale=custom (scale=single_gpu in a table)"
         )
+    log.warning("data=%s is known to have %s", cfg.data.name, has)
 
 
 def length(cfg: DictConfig, steps_per_epoch: int) -> int:

@@ -1,8 +1,8 @@
 """Data sources: training and validation batches of one rank, on its device.
 
-A source is a class with the face of `base.Source`; its YAML in `configs/data` names it as
-`source._target_`. A source is imported when it is first used: torchvision alone takes two seconds,
-which the runs of a table on digits would each pay for nothing.
+A source has the face of `base.Source`; its YAML in `configs/data` names the class or function as
+`source._target_`. It is imported when it is first used: torchvision alone takes two seconds, which
+the runs of a table on digits would each pay for nothing.
 """
 
 from importlib import import_module
@@ -10,8 +10,13 @@ from typing import Any
 
 from normrepro.data.base import DataError, Source, seed_of
 
-_HOME = {"Digits": "normrepro.data.digits", "Folder": "normrepro.data.folder"}
-__all__ = ["DataError", "Digits", "Folder", "Source", "seed_of"]
+_HOME = {
+    "Digits": "normrepro.data.digits",
+    "Folder": "normrepro.data.folder",
+    "cifar": "normrepro.data.small_sets",
+    "mnist": "normrepro.data.small_sets",
+}
+__all__ = ["DataError", "Digits", "Folder", "Source", "cifar", "mnist", "seed_of"]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,7 @@ They ship with scikit-learn, so the proxies need no download. The split is strat
 the same: a run's seed moves initialization, order and augmentation, never the images judged.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,39 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from normrepro.data.augment import PRESETS, augment_epoch, check_strengths
-from normrepro.data.base import (
-    Batches,
-    DataError,
-    augment_options,
-    check_batches,
-    epoch_order,
-    eval_slice,
-    generator,
-    rank_batches,
-)
+from normrepro.data.base import DataError, augment_options, generator
+from normrepro.data.memory import InMemory, stratified
 
 MEAN, STD = 0.3053, 0.3760  # of all 1,797 images divided by 16
 EVAL_BATCH = 256
-
-
-def stratified(labels: Tensor, count: int, draw: torch.Generator) -> Tensor:
-    """Draw `count` indices in which every class keeps its share (largest remainders).
-
-    Args:
-        labels: Class of each candidate, (N,).
-        count: How many indices to draw, at most N.
-        draw: Source of randomness.
-
-    Returns:
-        Sorted indices into `labels`, (count,).
-    """
-    exact = labels.bincount().double() * count / len(labels)
-    quota = exact.floor().long()
-    fraction = exact - quota
-    quota[fraction.argsort(descending=True, stable=True)[: count - int(quota.sum())]] += 1
-    shuffled = torch.randperm(len(labels), generator=draw)
-    picks = [shuffled[labels[shuffled] == c][:n] for c, n in enumerate(quota.tolist())]
-    return torch.cat(picks).sort().values
 
 
 def split(labels: Tensor, val_images: int, train_images: int | None) -> tuple[Tensor, Tensor]:
@@ -82,7 +54,7 @@ def check_options(
         raise DataError(f"data.source.train_images={train_images} must be null or 10 to {left}")
 
 
-class Digits:
+class Digits(InMemory):
     """Training and validation batches of the digits for one rank.
 
     Args:
@@ -98,8 +70,6 @@ class Digits:
         train_images: Keep only so many training images, stratified; None keeps all.
         val_images: Size of the validation set.
     """
-
-    classes = 10
 
     def __init__(
         self,
@@ -119,40 +89,15 @@ class Digits:
         self.options = augment_options(augment, PRESETS, "data=digits")
         check_strengths(self.options)
         images, labels = load(size, channels)
-        train, val = split(labels, val_images, train_images)
-        check_batches(total, rank, world, len(train))
-        self.seed, self.total, self.rank, self.world = seed, total, rank, world
-        self.images, self.labels = images[train].to(device), labels[train].to(device)
-        self.val_images, self.val_labels = images[val].to(device), labels[val].to(device)
-        self.shape = (channels, size, size)
-        self.train_size, self.val_size = len(train), len(val)
-        self.steps_per_epoch = self.train_size // total
+        train, val = ((images[i], labels[i]) for i in split(labels, val_images, train_images))
+        super().__init__(train, val, 10, seed, total, rank, world, device, EVAL_BATCH)
 
-    def train_batches(self, epoch: int, start: int = 0) -> Batches:
-        """Yield this rank's slice of every full global batch of the epoch from step `start` on."""
+    def shown(self, epoch: int) -> Callable[[Tensor], Tensor]:
+        """Augment all images; return what maps picks (B,) to the images (B, C, H, W)."""
         # Every rank augments the whole epoch: the same kernels on the same shapes give the same
         # bits whatever the world size, and it costs milliseconds.
-        images = normalize(augment_epoch(self.images, self.options, self.seed, epoch))
-        order = epoch_order(self.train_size, self.seed, epoch).to(self.labels.device)
-        for picks in rank_batches(order, self.total, self.rank, self.world, start):
-            yield images[picks], self.labels[picks]
+        return self.plain(augment_epoch(self.images, self.options, self.seed, epoch)).__getitem__
 
-    def eval_batches(self) -> Batches:
-        """Yield this rank's part of the validation set; the ranks together see each image once."""
-        return self.judged(self.val_images, self.val_labels)
-
-    def train_eval_batches(self) -> Batches:
-        """Yield this rank's part of the training images, each once, as evaluation shows images."""
-        return self.judged(self.images, self.labels)
-
-    def judged(self, images: Tensor, labels: Tensor) -> Batches:
-        """Yield this rank's part of a set of images, in order and without augmentation."""
-        mine = eval_slice(len(images), self.rank, self.world)
-        for first in range(mine.start, mine.stop, EVAL_BATCH):
-            piece = slice(first, min(first + EVAL_BATCH, mine.stop))
-            yield normalize(images[piece]), labels[piece]
-
-
-def normalize(images: Tensor) -> Tensor:
-    """Shift and scale images in [0, 1] to mean 0 and variance 1 over the data set."""
-    return (images - MEAN) / STD
+    def plain(self, images: Tensor) -> Tensor:
+        """Shift and scale images in [0, 1] to mean 0 and variance 1 over the data set."""
+        return (images - MEAN) / STD

@@ -6,7 +6,7 @@ bytes; the scaling to floats happens on the device.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from normrepro.data.base import (
     rank_batches,
     seed_of,
 )
+from normrepro.data.class_list import class_names
 from normrepro.data.image_transforms import PRESETS, check_options, eval_crop, lighting, train_crop
 from normrepro.data.scan import Split, scan
 
@@ -104,6 +105,8 @@ class Folder:
         root: Folder with `train` and `val`, a folder per class in each.
         size: Pixels a side of the square crops.
         workers: Decoding processes; 0 decodes in this one, None takes the rank's share of cores.
+        class_list: Take only these classes: names, a file of names, or a list that ships with
+            normrepro ("imagenet100"); None takes all.
     """
 
     def __init__(
@@ -117,11 +120,12 @@ class Folder:
         root: str | None = None,
         size: int = 224,
         workers: int | None = None,
+        class_list: str | Sequence[str] | None = None,
     ) -> None:
         if size < 8:
             raise DataError(f"data.size={size} must be 8 pixels or more")
         options = check_options(augment_options(augment, PRESETS, "folders of images"))
-        train, val = scan(root)
+        train, val = scan(root, class_names(class_list))
         check_batches(total, rank, world, len(train))
         self.device, self.workers = torch.device(device), worker_count(workers)
         self.class_names, self.classes = train.names, len(train.names)

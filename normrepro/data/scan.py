@@ -43,12 +43,25 @@ def images_below(folder: str, prefix: str) -> Iterator[str]:
             yield f"{prefix}/{entry.name}"
 
 
-def scan_split(folder: Path) -> Split:
-    """List a split's classes and images; DataError where a class or everything is missing."""
+def scan_split(folder: Path, wanted: list[str] | None = None) -> Split:
+    """List a split's classes and images; DataError where a class or everything is missing.
+
+    Args:
+        folder: Holds a folder per class.
+        wanted: Names of the classes to take, sorted; None takes all.
+    """
     entries = os.scandir(folder)
     names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
     if not names:
         raise DataError(f"no class folders in {folder}: {LAYOUT.replace(' below it', '')}")
+    if wanted is not None:
+        absent = sorted(set(wanted) - set(names))
+        if absent:
+            raise DataError(
+                f"{len(absent)} of the {len(wanted)} classes of data.source.class_list have no "
+                f"folder in {folder}: {shorten(absent)}. {REMEDY.capitalize()}, or another list"
+            )
+        names = wanted
     found = [list(images_below(str(folder / name), name)) for name in names]
     empty = [name for name, paths in zip(names, found, strict=True) if not paths]
     if empty:
@@ -61,11 +74,14 @@ def scan_split(folder: Path) -> Split:
     return Split(folder, names, paths, labels)
 
 
-def scan(root: str | os.PathLike[str] | None) -> tuple[Split, Split]:
+def scan(
+    root: str | os.PathLike[str] | None, wanted: list[str] | None = None
+) -> tuple[Split, Split]:
     """Return the training and validation splits of an ImageNet-format folder.
 
     Args:
         root: Folder that holds `train` and `val`.
+        wanted: Names of the classes to take, sorted; None takes all.
     """
     if root is None:
         raise DataError(f"data.root is not set: {REMEDY}; {LAYOUT}")
@@ -75,7 +91,7 @@ def scan(root: str | os.PathLike[str] | None) -> tuple[Split, Split]:
             raise DataError(
                 f"looked for images in {top}, but {folder} is no folder; {LAYOUT}; {REMEDY}"
             )
-    train, val = scan_split(top / "train"), scan_split(top / "val")
+    train, val = (scan_split(top / split, wanted) for split in ("train", "val"))
     if train.names != val.names:
         only_train = sorted(set(train.names) - set(val.names))
         only_val = sorted(set(val.names) - set(train.names))
