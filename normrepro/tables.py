@@ -22,12 +22,14 @@ class Line:
 
     ``metric``, ``unit``, ``decimals`` and ``better`` are None where the table's hold. ``block``
     says which rows are compared with each other; ``x`` is the place on a plot's axis; ``reasons``
-    explain a dash or a null; ``ocr`` has what a garbled value looks like in the paper's text.
+    explain a dash or a null; ``ocr`` has what a garbled value looks like in the paper's text;
+    ``cells`` has overrides of a row that hold in one column only.
     """
 
     key: str
     label: str
     overrides: tuple[str, ...] = ()
+    cells: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     metric: str | None = None
     unit: str | None = None
     decimals: int | None = None
@@ -80,7 +82,7 @@ class Table:
 
     paper: str
     short: str
-    name: str  # table1, figure2
+    name: str  # table1, figure2, figure3a
     title: str
     source: str
     metric: str
@@ -107,8 +109,8 @@ class Table:
     @property
     def label(self) -> str:
         """Its name for a reader: MABN Table 1."""
-        kind = self.name.rstrip("0123456789")
-        return f"{self.short} {kind.capitalize()} {self.name[len(kind) :]}"
+        kind = "figure" if self.name.startswith("figure") else "table"
+        return f"{self.short} {kind.capitalize()} {self.name.removeprefix(kind)}"
 
     @property
     def obstacle(self) -> str:
@@ -145,7 +147,8 @@ class Table:
         """Put the overrides of an entry together, without its seed; the last of each key wins."""
         own = self.scale(scale)
         layers = [self.base, own.base, row.overrides, own.rows.get(row.key, ())]
-        layers += [column.overrides, own.columns.get(column.key, ()), (f"scale={scale}",)]
+        layers += [column.overrides, own.columns.get(column.key, ())]
+        layers += [row.cells.get(column.key, ()), (f"scale={scale}",)]
         return overlay(layers)
 
 

@@ -1,5 +1,6 @@
 """From what a paper's YAML declares to tables; a slip is an error that names it."""
 
+import re
 from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
@@ -13,7 +14,7 @@ SAID = {"title", "source", "columns", "rows"}
 TO_RUN = {"metric", "unit", "better", "base", "scales"}  # where there is something to run
 OPTIONAL = {"decimals", "delta", "tolerance", "notes", "compare", "needs", "describes", "plot"}
 LINE_KEYS = {
-    *("label", "overrides", "metric", "unit", "decimals", "better", "block", "x"),
+    *("label", "overrides", "cells", "metric", "unit", "decimals", "better", "block", "x"),
     *("reported", "reasons", "ocr"),
 }
 SCALE_KEYS = {"seeds", "base", "rows", "columns", "notes"}
@@ -21,7 +22,7 @@ PLOT_KEYS = {"kind", "x", "log", "metrics", "epochs"}
 WORDS = {
     "better": ("lower", "higher"),
     "compare": ("rows", "columns", "none"),
-    "needs": (None, "detection", "segmentation", "speed"),
+    "needs": (None, "detection", "segmentation", "speed", "diagnostics"),
     "describes": (None, "layers"),
 }
 PLOTS = ("curves", "lines", "bars", "layers")
@@ -34,8 +35,16 @@ def parse(paper: str, content: Mapping[str, Any]) -> dict[str, Table]:
     return {
         f"{kind}{number}": _table({**head, "name": f"{kind}{number}"}, declared)
         for group, kind in KINDS.items()
-        for number, declared in (content.get(group) or {}).items()
+        for number, declared in _numbered(paper, content.get(group) or {})
     }
+
+
+def _numbered(paper: str, group: Mapping[Any, Any]) -> Iterable[tuple[Any, Any]]:
+    """Return tables or figures by number; a figure's panels are 1a, 1b."""
+    for number in group:
+        if not re.fullmatch(r"\d+[a-z]?", str(number)):
+            raise ConfigError(f"{paper}.yaml: {number!r} is no number such as 2, or 2a for a panel")
+    return group.items()
 
 
 def check_illustrations(paper: str, content: Mapping[str, Any]) -> dict[int, str]:
@@ -94,7 +103,7 @@ def _check_table(where: str, table: Table) -> None:
 
 def _check_row(where: str, row: Line, columns: Set[str]) -> None:
     """Refuse values that nobody can read, and reasons for values that need none."""
-    for name in ("reported", "reasons", "ocr"):
+    for name in ("cells", "reported", "reasons", "ocr"):
         _check_keys(f"{where}, {name}", getattr(row, name), columns)
     for column, own in row.reported.items():
         reported.check(f"{where}, reported of {column}", own)
@@ -108,7 +117,14 @@ def _lines(where: str, declared: Mapping[str, Any]) -> tuple[Line, ...]:
     for key, line in declared.items():
         _check_keys(f"{where}, {key}", line, LINE_KEYS, {"label"})
     return tuple(
-        Line(**{"key": str(key), **line, "overrides": tuple(line.get("overrides") or ())})
+        Line(
+            **{
+                "key": str(key),
+                **line,
+                "overrides": tuple(line.get("overrides") or ()),
+                "cells": {at: tuple(own) for at, own in line.get("cells", {}).items()},
+            }
+        )
         for key, line in declared.items()
     )
 
