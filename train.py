@@ -7,14 +7,13 @@ import logging
 import math
 import os
 import sys
-from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from normrepro import lock
+from normrepro import interrupt, lock
 from normrepro.cli import check_command_line, help_page
 from normrepro.config import (
     ConfigError,
@@ -25,6 +24,8 @@ from normrepro.config import (
     run_name,
     world_size,
 )
+from normrepro.ending import distributed, end_process, end_together
+from normrepro.interrupt import Interrupted
 
 log = logging.getLogger("train")
 failed: list[str] = []  # the names of a sweep's failed runs
@@ -67,8 +68,7 @@ def work(cfg: DictConfig) -> float:
         return engine.run(cfg)
     except ConfigError as error:
         if distributed():  # perhaps only this rank lacks the data, and the others wait for it
-            log.error("error: rank %d: %s", rank(), error)
-            end_process(2)
+            end_together(error, run_name(cfg), 2)
         raise
 
 
@@ -87,40 +87,29 @@ def job(cfg: DictConfig) -> float:
             raise SystemExit(lock.HELD) from None
         failed.append(run_name(cfg))
         raise
+    except Interrupted as error:  # a sweep ends here too
+        log.warning("%s: %s; the same command goes on", run_name(cfg), error)
+        if distributed():
+            end_process(interrupt.RESUME)
+        raise SystemExit(interrupt.RESUME) from None
     except ConfigError as error:
         log.error("error: %s", error)
         if not sweep:
             raise SystemExit(2) from None
         failed.append(run_name(cfg))
         raise
-    except Exception:
+    except Exception as error:
         if distributed() or world_size() > 1:
-            log.exception("rank %d failed in %s", rank(), run_name(cfg))
-            end_process(1)
+            end_together(error, run_name(cfg), 1)
         if sweep:
             log.exception("%s failed", run_name(cfg))
             failed.append(run_name(cfg))
         raise
 
 
-def distributed() -> bool:
-    """Whether other processes wait for this one; never imports torch."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.distributed.is_available():
-        return False
-    return bool(torch.distributed.is_initialized())
-
-
-def end_process(code: int) -> NoReturn:
-    """Die at once: the other ranks sit in a collective until torchrun sees this one's end."""
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
 def main() -> None:
     """Check the command line and hand it to Hydra."""
+    interrupt.exit_before_training()
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(help_page())
         return

@@ -109,8 +109,22 @@ def model(
         if isinstance(layer, Normalizer):
             layer.eval_state, layer.run_length = cfg.eval.state, steps
     dtype = torch.float64 if cfg.precision == "float64" else torch.float32
-    memory = torch.channels_last if cfg.run.channels_last else torch.contiguous_format
+    memory = memory_format(channels_last(cfg, ranks.device))
     return net.to(ranks.device, dtype, memory_format=memory)
+
+
+def channels_last(cfg: DictConfig, device: torch.device) -> bool:
+    """Tell whether images are kept as (N, H, W, C): the config's word, or where it is faster."""
+    wanted = cfg.run.channels_last
+    if wanted != "auto":
+        return bool(wanted)
+    # Tensor cores work in this format; on CPUs and in single precision it gains nothing reliably.
+    return device.type == "cuda" and cfg.precision in ("bfloat16", "float16")
+
+
+def memory_format(channels_last: bool) -> torch.memory_format:
+    """Return torch's name of the format of weights and images."""
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def _try(net: nn.Module, example: torch.Tensor, cfg: DictConfig) -> None:

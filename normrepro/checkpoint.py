@@ -6,6 +6,8 @@ does to it later shows in the CRC-32 that zip files carry for each entry. Files 
 `weights_only=True`.
 """
 
+import errno
+import io
 import logging
 import os
 import zipfile
@@ -20,18 +22,46 @@ from normrepro.norms import Normalizer
 
 log = logging.getLogger("normrepro")
 NAMES = ("last.pt", "previous.pt")
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def save(folder: Path, state: dict[str, Any]) -> None:
-    """Write `last.pt`; the checkpoint that stood there becomes `previous.pt`."""
+def save(folder: Path, state: dict[str, Any], make_room: bool = False) -> None:
+    """Write `last.pt`; the checkpoint that stood there becomes `previous.pt`.
+
+    Args:
+        folder: The run's directory; made anew where somebody removed it.
+        state: What to write.
+        make_room: Give up `previous.pt` where the disk is full.
+
+    Raises:
+        OSError: It cannot be written; what stood there stands there still.
+    """
     last, previous, fresh = folder / "last.pt", folder / "previous.pt", folder / ".last.pt.new"
-    with open(fresh, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
+    folder.mkdir(parents=True, exist_ok=True)
+    content = io.BytesIO()
+    torch.save(state, content)  # torch's own writer turns a full disk into an internal error
+    try:
+        _write(fresh, content.getbuffer())
+    except OSError as error:
+        if not make_room or error.errno not in FULL or not (last.exists() and previous.exists()):
+            raise
+        previous.unlink()
+        _write(fresh, content.getbuffer())
     if last.exists():
         os.replace(last, previous)
     os.replace(fresh, last)
+
+
+def _write(path: Path, content: memoryview) -> None:
+    """Write a file down to the disk, or leave none."""
+    try:
+        with open(path, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ CHOICES = {
     "eval.state": ("first", "mean"),
     "run.device": ("auto", "cpu", "cuda"),
     "run.lock": ("flock", "lease"),
+    "run.channels_last": ("auto", True, False),
     "run.wandb": ("auto", "online", "offline", "disabled"),
     "recipe.schedule.name": ("step", "cosine"),
     "recipe.init": ("default", "kaiming_fan_out", "kaiming_fan_in"),
@@ -36,10 +37,12 @@ def check(cfg: DictConfig, world: int = 1) -> None:
     for key, allowed in CHOICES.items():
         value = OmegaConf.select(cfg, key)
         if value not in allowed:
-            raise ConfigError(f"{key}={value} is none of {', '.join(allowed)}")
+            raise ConfigError(f"{key}={value} is none of {', '.join(map(str, allowed))}")
     for key in ("batch.total", "batch.devices", "batch.norm", "run.threads", "run.timeout"):
         _require_integer(cfg, key, at_least=1)
     _require_integer(cfg, "seed", at_least=0)
+    if cfg.overflows is not None:
+        _require_integer(cfg, "overflows", at_least=1)
     _check_batch(cfg.batch.total, cfg.batch.devices, world)
     if cfg.norm.across_batch:
         _check_norm(cfg, world)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -45,19 +46,31 @@ class Ranks:
         dist.all_gather(parts, value.contiguous())
         return torch.cat(parts)
 
+    def any(self, *wishes: bool) -> tuple[bool, ...]:
+        """Tell for each wish whether any process has it."""
+        if self.world == 1:
+            return wishes
+        return tuple(self.sum(torch.tensor(wishes, dtype=torch.int32, device=self.device)).tolist())
+
+    def share(self, value: Any) -> list[Any]:
+        """Return every process's value, in rank order."""
+        if self.world == 1:
+            return [value]
+        values = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
     def agree(self, text: str, what: str) -> None:
         """Refuse to start where the processes differ in something that they must share.
 
         Raises:
             ConfigError: On every process, with all the values.
         """
-        if self.world > 1:
-            all_texts: list[str] = [""] * self.world
-            dist.all_gather_object(all_texts, text)
-            if len(set(all_texts)) > 1:
-                raise ConfigError(
-                    f"the processes differ in their {what}: {all_texts}; start them all alike"
-                )
+        texts = self.share(text)
+        if len(set(texts)) > 1:
+            raise ConfigError(
+                f"the processes differ in their {what}: {texts}; start them all alike"
+            )
 
 
 def join(device: str, timeout: float) -> Ranks:

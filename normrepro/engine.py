@@ -13,8 +13,10 @@ from normrepro import build, checkpoint, optim, record, trained
 from normrepro.config import run_dir, run_name
 from normrepro.data.base import seed_of
 from normrepro.distributed import join
+from normrepro.finite import Diverged
 from normrepro.progress import Progress
-from normrepro.trainer import Diverged, Trainer, kernels_serve
+from normrepro.snapshots import SaveError, kernels_serve
+from normrepro.trainer import Trainer
 from normrepro.wandb_log import Mirror
 
 log = logging.getLogger("normrepro")
@@ -27,6 +29,8 @@ def run(cfg: DictConfig) -> float:
 
     Raises:
         ConfigError: The config, the data or an earlier checkpoint do not fit together.
+        Interrupted: Ctrl-C or SIGTERM; the same command goes on.
+        SaveError: The disk takes what the run ends with no more.
     """
     if cfg.run.eval is not None:
         return trained.evaluate(cfg)
@@ -40,24 +44,44 @@ def run(cfg: DictConfig) -> float:
     task = build.instantiate(cfg.task.build)
     optimizer = optim.build(model, build.instantiate(cfg.recipe.optimizer), cfg.recipe.decay_norms)
     trainer = Trainer(cfg, ranks, data, model, task, optimizer, steps)
-    trainer.resume()
+    trainer.begun = started
+    trainer.snapshots.resume(trainer)
     with Mirror(cfg, ranks, trainer.state.history) as mirror, Progress(ranks, steps) as bar:
-        try:
-            trainer.fit(mirror, bar, started)
-            outcome = {"status": "finished"}
-        except Diverged as error:
-            epoch = trainer.state.step // data.steps_per_epoch + 1
-            outcome = {
-                "status": "diverged",
-                "diverged": {"step": trainer.state.step, "epoch": epoch},
-            }
-            log.warning("%s: %s", run_name(cfg), error)
+        outcome = train(trainer, mirror, bar)
         result = make_record(trainer, outcome)
+        if ranks.first:
+            write(cfg, result)
         mirror.finish(result)
-    if ranks.first:
-        record.write_json(run_dir(cfg) / "result.json", result)
-        checkpoint.finish(run_dir(cfg))
     return float(result["metrics"].get("error", math.nan))
+
+
+def train(trainer: Trainer, mirror: Mirror, bar: Progress) -> dict[str, Any]:
+    """Train to the end, good or bad; returns what the record says of it."""
+    try:
+        trainer.fit(mirror, bar)
+    except Diverged as error:
+        log.warning("%s: %s", run_name(trainer.cfg), error)
+        epoch = (error.step - 1) // trainer.data.steps_per_epoch + 1
+        said = {"step": error.step, "epoch": epoch, "layer": error.layer, "reason": error.reason}
+        return {"status": "diverged", "diverged": said}
+    return {"status": "finished"}
+
+
+def write(cfg: DictConfig, result: dict[str, Any]) -> None:
+    """Write the record into the run's directory.
+
+    Raises:
+        SaveError: It cannot be written; `last.pt` is whole, so that nothing is to be trained again.
+    """
+    path = run_dir(cfg) / "result.json"
+    try:
+        record.write_json(path, result)
+    except OSError as error:
+        raise SaveError(
+            f"{path} cannot be written ({error.strerror}): make room, and the same command writes "
+            "it from the last checkpoint"
+        ) from error
+    checkpoint.finish(run_dir(cfg))
 
 
 def prepare(cfg: DictConfig) -> None:
@@ -90,8 +114,9 @@ def make_record(trainer: Trainer, outcome: dict[str, Any]) -> dict[str, Any]:
             "world": trainer.ranks.world,
             "threads": torch.get_num_threads(),
             "kernels": kernels_serve(trainer.ranks.device),
+            "channels_last": trainer.channels_last,
         },
-        "seconds": trainer.state.seconds,
+        "seconds": trainer.seconds,
         "notes": trainer.notes,
     }
 

@@ -1,10 +1,9 @@
 """The loop: steps, evaluations, checkpoints. Nothing in here knows which normalizer trains."""
 
 import contextlib
-import logging
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,19 +11,17 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from normrepro import build, checkpoint, norms, optim
-from normrepro.config import ConfigError, run_dir, run_name
-from normrepro.data.base import Source, seed_of
+from normrepro import build, finite, norms, optim
+from normrepro.data.base import Batches, Source, seed_of
 from normrepro.distributed import Ranks, evaluation_state, wrap
-from normrepro.norms import kernels
+from normrepro.finite import Diverged
+from normrepro.interrupt import Interrupted, Interrupts
 from normrepro.progress import Progress
+from normrepro.pulse import Beat, Pulse
+from normrepro.snapshots import Snapshots
 from normrepro.wandb_log import Mirror
 
-log = logging.getLogger("normrepro")
-
-
-class Diverged(RuntimeError):
-    """The loss is not finite; the run ends here and is recorded as diverged."""
+Row = dict[str, Any]
 
 
 @dataclass
@@ -34,12 +31,8 @@ class State:
     step: int = 0
     loss_sum: float = 0.0  # of the epoch under way
     seconds: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
-
-
-def kernels_serve(device: torch.device) -> bool:
-    """Tell whether the compiled kernels do the arithmetic; torch's own differs in last bits."""
-    return kernels.usable(torch.zeros(1, device=device))
+    history: list[Row] = field(default_factory=list)
+    overflows: int = 0  # steps in a row that the loss scaler skipped
 
 
 class Trainer:
@@ -57,78 +50,132 @@ class Trainer:
     ) -> None:
         self.cfg, self.ranks, self.data, self.task = cfg, ranks, data, task
         self.model, self.optimizer, self.steps = model, optimizer, steps
+        self.channels_last = build.channels_last(cfg, ranks.device)
         self.net = wrap(torch.compile(model) if cfg.run.compile else model, ranks)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=cfg.precision == "float16")
-        self.folder, self.state, self.notes = run_dir(cfg), State(), list[str]()
-        self.saved_at = time.monotonic()
+        self.state, self.notes = State(), list[str]()
+        self.snapshots, self.pulse = Snapshots(cfg, ranks, data), Pulse(ranks)
+        self.interrupts, self.begun = Interrupts(), time.monotonic()
 
     # -- training ----------------------------------------------------------------------------------
 
-    def fit(self, mirror: Mirror, bar: Progress, started: float) -> None:
-        """Train to the last step; each epoch ends with an evaluation and a checkpoint."""
-        per_epoch, before = self.data.steps_per_epoch, self.state.seconds
-        bar.start(self.state.step)
-        while self.state.step < self.steps:
-            epoch, first = divmod(self.state.step, per_epoch)
-            clock = time.monotonic()
-            for x, y in self.data.train_batches(epoch, first):
-                self.state.loss_sum += self.step(x, y)
-                self.state.step += 1
-                bar.update(self.state.step, self.cfg.batch.total, epoch + 1)
-                self.state.seconds = before + time.monotonic() - started
-                if self.state.step == self.steps:
-                    break
-                if (
-                    time.monotonic() - self.saved_at > self.cfg.run.save_every
-                    and self.state.step % per_epoch
-                ):
-                    self.save()
-            done = self.state.step - epoch * per_epoch
-            rate = (done - first) * self.cfg.batch.total / (time.monotonic() - clock)
-            row = {
-                "epoch": epoch + 1,
-                "step": self.state.step,
-                "lr": self.optimizer.param_groups[0]["lr"],
-            }
-            row |= {"train_loss": self.state.loss_sum / done, **self.evaluate()}
-            self.state.seconds = before + time.monotonic() - started
-            row |= {"images_per_second": rate, "seconds": self.state.seconds}
-            self.state.history.append(row)
-            self.state.loss_sum = 0.0
-            self.save()
-            mirror.log(row)
-
-    def step(self, x: Tensor, y: Tensor) -> float:
-        """Take one optimizer step; returns the mean loss over all processes' images.
+    def fit(self, mirror: Mirror, bar: Progress) -> None:
+        """Train to the last step; each epoch ends with an evaluation and a row of history.
 
         Raises:
-            Diverged: That loss is not finite.
+            Diverged: A loss, a statistic or a weight is not finite.
+            Interrupted: Ctrl-C or SIGTERM; what is done is saved.
+            SaveError: The last checkpoint cannot be written.
         """
-        cfg, scaler = self.cfg, self.scaler
-        torch.manual_seed(seed_of(cfg.seed, "step", self.state.step, self.ranks.rank))  # dropout
+        bar.start(self.state.step)
+        epochs = math.ceil(self.steps / self.data.steps_per_epoch)
+        with self.interrupts:
+            for epoch in range(len(self.state.history), epochs):
+                clock, first = time.monotonic(), self.state.step
+                self.train_epoch(epoch, bar)
+                trained = (self.state.step - first) * self.cfg.batch.total
+                rate = trained / (time.monotonic() - clock) if trained else None
+                row = self.row(epoch) | {"images_per_second": rate, "seconds": self.seconds}
+                self.state.history.append(row)
+                self.state.loss_sum = 0.0
+                mirror.log(row)
+                if epoch + 1 < epochs:
+                    self.between_epochs()
+        self.snapshots.save(self, last=True)
+
+    def train_epoch(self, epoch: int, bar: Progress) -> None:
+        """Take the steps of an epoch that are left."""
+        per_epoch = self.data.steps_per_epoch
+        end = min(self.steps, (epoch + 1) * per_epoch)
+        for x, y in self.batches(epoch, end):
+            beat = self.step(x, y)
+            self.state.step += 1
+            self.state.loss_sum += beat.loss
+            bar.update(self.state.step, self.cfg.batch.total, epoch + 1)
+            if beat.stop:
+                self.end_early()
+            if self.state.step == end:
+                break
+            if beat.save:
+                self.snapshots.save(self)
+
+    def batches(self, epoch: int, end: int) -> Batches:
+        """Yield the epoch's batches from the next step on, none where the epoch is trained."""
+        if self.state.step < end:
+            yield from self.data.train_batches(
+                epoch, self.state.step - epoch * self.data.steps_per_epoch
+            )
+
+    def between_epochs(self) -> None:
+        """Save if it is time to, and end here if somebody asked for it meanwhile."""
+        stop, save = self.ranks.any(self.interrupts.asked, self.snapshots.due_after_epoch())
+        if stop:
+            self.end_early()
+        if save:
+            self.snapshots.save(self)
+
+    def end_early(self) -> None:
+        """Save, and leave the loop on every process at once."""
+        self.snapshots.save(self)
+        self.ranks.any(True)  # nobody leaves before the checkpoint is written
+        raise Interrupted(f"saved at step {self.state.step} of {self.steps}")
+
+    # -- one step ----------------------------------------------------------------------------------
+
+    def step(self, x: Tensor, y: Tensor) -> Beat:
+        """Take one optimizer step.
+
+        Raises:
+            Diverged: Its loss, or a statistic that the step before left, is not finite; or the loss
+                scaler has skipped too many steps in a row. Nothing has moved.
+        """
         factor = optim.lr_factor(
-            self.state.step, self.steps, cfg.recipe.schedule, cfg.recipe.warmup
+            self.state.step, self.steps, self.cfg.recipe.schedule, self.cfg.recipe.warmup
         )
         optim.set_lr(self.optimizer, factor)
+        try:
+            return self.update(x, y)
+        except Diverged as error:
+            error.layer = self.locate(x, y)
+            raise
+
+    def update(self, x: Tensor, y: Tensor) -> Beat:
+        """Move weights and running state by one batch."""
+        scaler = self.scaler
         self.optimizer.zero_grad(set_to_none=True)
         # Each process takes the mean over its own images: `world` times its part of the objective.
         with norms.step(self.model, scale=scaler.get_scale() * self.ranks.world) as s:
-            with self.autocast():
-                loss = self.task.loss(self.net, self.shape(x), y)
-            value = float(self.ranks.sum(loss.detach().double())) / self.ranks.world
-            if not math.isfinite(value):
-                raise Diverged(f"the loss is {value} at step {self.state.step + 1}")
+            loss = self.loss(self.net, x, y)
+            self.pulse.send(
+                loss,
+                finite.statistics(self.model),
+                self.interrupts.asked,
+                self.ranks.first and self.snapshots.due(),
+            )
             scaler.scale(loss).backward()
+            beat = self.pulse.receive()
+            self.require_finite(beat)
             scaler.step(self.optimizer)
             before = scaler.get_scale()
             scaler.update()
             if scaler.get_scale() < before:  # gradients overflowed: the optimizer skipped the step
                 s.skip()
-        return value
+                self.count_overflow()
+            else:
+                self.state.overflows = 0
+        return beat
+
+    def loss(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Return this process's mean loss () of a batch."""
+        torch.manual_seed(
+            seed_of(self.cfg.seed, "step", self.state.step, self.ranks.rank)
+        )  # dropout
+        with self.autocast():
+            return self.task.loss(net, self.shape(x), y)
 
     def shape(self, x: Tensor) -> Tensor:
         """Give a batch of images the precision and memory format of the run."""
-        memory = torch.channels_last if self.cfg.run.channels_last else torch.preserve_format
+        memory = torch.channels_last if self.channels_last else torch.preserve_format
         return x.to(
             torch.float64 if self.cfg.precision == "float64" else x.dtype, memory_format=memory
         )
@@ -140,54 +187,62 @@ class Trainer:
             return contextlib.nullcontext()
         return torch.autocast(self.ranks.device.type, dtype=half)
 
+    # -- divergence --------------------------------------------------------------------------------
+
+    def require_finite(self, beat: Beat) -> None:
+        """Refuse a loss, or the statistics of the step before, that are not finite."""
+        if not math.isfinite(beat.largest):
+            raise Diverged("running statistics are not finite", self.state.step)
+        if not math.isfinite(beat.loss):
+            raise Diverged(f"the loss is {beat.loss}", self.state.step + 1)
+
+    def count_overflow(self) -> None:
+        """Count a step that the loss scaler skipped; too many in a row are divergence."""
+        self.state.overflows += 1
+        limit = self.cfg.overflows or finite.OVERFLOWS
+        if self.state.overflows >= limit:
+            reason = f"float16 gradients overflowed in {limit} steps in a row"
+            raise Diverged(reason, self.state.step + 1)
+
+    def locate(self, x: Tensor, y: Tensor) -> str | None:
+        """Name the first layer that is not finite, on any process, by a step that moves nothing."""
+        with norms.step(self.model, scale=self.scaler.get_scale() * self.ranks.world) as s:
+            s.skip()
+            layer = finite.locate(
+                self.model, lambda: self.scaler.scale(self.loss(self.model, x, y))
+            )
+        return next(filter(None, self.ranks.share(layer)), None)
+
+    def require_finite_state(self) -> None:
+        """Refuse weights or statistics that are not finite, before they are judged or kept."""
+        layer = next(filter(None, self.ranks.share(finite.broken(self.model))), None)
+        if layer:
+            raise Diverged("weights or statistics are not finite", self.state.step, layer)
+
+    # -- evaluation --------------------------------------------------------------------------------
+
+    @property
+    def seconds(self) -> float:
+        """Return the time spent on the run, over all its starts."""
+        return self.state.seconds + time.monotonic() - self.begun
+
+    def row(self, epoch: int) -> Row:
+        """Judge the model after an epoch; returns the epoch's row of history."""
+        self.require_finite_state()
+        done = self.state.step - epoch * self.data.steps_per_epoch
+        where = {"epoch": epoch + 1, "step": self.state.step}
+        rate = self.optimizer.param_groups[0]["lr"]
+        return where | {"lr": rate, "train_loss": self.state.loss_sum / done, **self.evaluate()}
+
     def evaluate(self) -> dict[str, float]:
         """Judge the model on the validation set, each image once over all processes."""
         with evaluation_state(self.model, self.ranks), self.autocast():
-            sums = self.task.evaluate(
-                self.model, ((self.shape(x), y) for x, y in self.data.eval_batches())
-            )
+            sums = self.task.evaluate(self.model, self.judged())
         return self.task.metrics({k: self.ranks.sum(v) for k, v in sums.items()})
 
-    # -- memory ------------------------------------------------------------------------------------
-
-    def save(self) -> None:
-        """Write a checkpoint."""
-        self.saved_at = time.monotonic()
-        weights = checkpoint.model_state(self.model, self.ranks)
-        if self.ranks.first:
-            state = {
-                "run": run_name(self.cfg),
-                "config": build.plain(self.cfg),
-                "data": build.counts(self.data),
-                "shape": list(self.data.shape),
-                "threads": self.cfg.run.threads,
-                "kernels": kernels_serve(self.ranks.device),
-                "progress": asdict(self.state),
-                "model": weights,
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-            }
-            checkpoint.save(self.folder, state)
-
-    def resume(self) -> None:
-        """Go on from the newest readable checkpoint, if there is one."""
-        state = checkpoint.latest(self.folder)
-        if state is None:
-            return
-        if state["data"] != build.counts(self.data):
-            raise ConfigError(
-                f"{self.folder} was begun on data with {state['data']}, and "
-                f"data.root={self.cfg.data.root} has {build.counts(self.data)}: "
-                "point data.root to the same data, or set another run.root"
-            )
-        if state["threads"] != self.cfg.run.threads:
-            torch.set_num_threads(state["threads"])
-            self.notes.append(f"resumed with the {state['threads']} threads it was begun with")
-        if state["kernels"] != kernels_serve(self.ranks.device):
-            self.notes.append("compiled kernels served a part of this run: last bits may differ")
-            log.warning("%s: %s", run_name(self.cfg), self.notes[-1])
-        checkpoint.load_model_state(self.model, state["model"], self.ranks)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.state = State(**state["progress"])
-        log.info("%s goes on at step %d of %d", run_name(self.cfg), self.state.step, self.steps)
+    def judged(self) -> Batches:
+        """Yield the validation batches; a single process may be interrupted between two."""
+        for x, y in self.data.eval_batches():
+            if self.interrupts.asked and self.ranks.world == 1:
+                self.end_early()
+            yield self.shape(x), y
