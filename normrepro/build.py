@@ -140,6 +140,16 @@ def _try(net: nn.Module, example: torch.Tensor, cfg: DictConfig) -> None:
             ) from error
 
 
+def listed(cfg: DictConfig, kind: str) -> list[Any]:
+    """Build what the task and the norm list under a key, such as `evaluations`.
+
+    Raises:
+        ConfigError: One of them refuses its arguments.
+    """
+    found = [part.get(kind) or {} for part in (cfg.task, cfg.norm)]
+    return [instantiate(one) for part in found for one in part.values() if one is not None]
+
+
 def plain(cfg: DictConfig) -> dict[str, Any]:
     """Return a config as plain data, resolved, without Hydra's own node."""
     return {k: v for k, v in OmegaConf.to_container(cfg, resolve=True).items() if k != "hydra"}

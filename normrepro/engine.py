@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from normrepro import build, checkpoint, optim, record, trained
 from normrepro.config import run_dir, run_name
 from normrepro.data.base import seed_of
+from normrepro.diagnostics import Watch, layer_names
 from normrepro.distributed import join
 from normrepro.finite import Diverged
 from normrepro.progress import Progress
@@ -44,6 +45,8 @@ def run(cfg: DictConfig) -> float:
     task = build.instantiate(cfg.task.build)
     optimizer = optim.build(model, build.instantiate(cfg.recipe.optimizer), cfg.recipe.decay_norms)
     trainer = Trainer(cfg, ranks, data, model, task, optimizer, steps)
+    trainer.judge.watch = Watch(build.listed(cfg, "diagnostics"))
+    trainer.judge.evaluations = build.listed(cfg, "evaluations")
     trainer.begun = started
     trainer.snapshots.resume(trainer)
     with Mirror(cfg, ranks, trainer.state.history) as mirror, Progress(ranks, steps) as bar:
@@ -64,7 +67,7 @@ def train(trainer: Trainer, mirror: Mirror, bar: Progress) -> dict[str, Any]:
         epoch = (error.step - 1) // trainer.data.steps_per_epoch + 1
         said = {"step": error.step, "epoch": epoch, "layer": error.layer, "reason": error.reason}
         return {"status": "diverged", "diverged": said}
-    return {"status": "finished"}
+    return {"status": "finished", "metrics": trainer.judge.further(trainer.steps)}
 
 
 def write(cfg: DictConfig, result: dict[str, Any]) -> None:
@@ -97,7 +100,6 @@ def prepare(cfg: DictConfig) -> None:
 def make_record(trainer: Trainer, outcome: dict[str, Any]) -> dict[str, Any]:
     """Return the run's record (normrepro/record.py describes it)."""
     history = trainer.state.history
-    metrics = summary(history)
     unpaired = trainer.model.conversion.unpaired
     if unpaired:
         trainer.notes.append(f"norms without a convolution of their own: {', '.join(unpaired)}")
@@ -106,8 +108,9 @@ def make_record(trainer: Trainer, outcome: dict[str, Any]) -> dict[str, Any]:
         **outcome,
         "scale": trainer.cfg.scale.name,
         "config": build.plain(trainer.cfg),
-        "metrics": metrics,
+        "metrics": summary(history) | outcome.get("metrics", {}),
         "history": history,
+        **({"layers": layer_names(trainer.model)} if trainer.judge.watch.diagnostics else {}),
         "data": build.counts(trainer.data),
         "environment": record.environment()
         | {

@@ -13,9 +13,10 @@ from torch.optim import Optimizer
 
 from normrepro import build, finite, norms, optim
 from normrepro.data.base import Batches, Source, seed_of
-from normrepro.distributed import Ranks, evaluation_state, wrap
+from normrepro.distributed import Ranks, wrap
 from normrepro.finite import Diverged
 from normrepro.interrupt import Interrupted, Interrupts
+from normrepro.judge import Judge
 from normrepro.progress import Progress
 from normrepro.pulse import Beat, Pulse
 from normrepro.snapshots import Snapshots
@@ -56,6 +57,7 @@ class Trainer:
         self.state, self.notes = State(), list[str]()
         self.snapshots, self.pulse = Snapshots(cfg, ranks, data), Pulse(ranks)
         self.interrupts, self.begun = Interrupts(), time.monotonic()
+        self.judge = Judge(model, data, task, ranks, self.shape, self.autocast, self.judged)
 
     # -- training ----------------------------------------------------------------------------------
 
@@ -232,13 +234,11 @@ class Trainer:
         done = self.state.step - epoch * self.data.steps_per_epoch
         where = {"epoch": epoch + 1, "step": self.state.step}
         rate = self.optimizer.param_groups[0]["lr"]
-        return where | {"lr": rate, "train_loss": self.state.loss_sum / done, **self.evaluate()}
-
-    def evaluate(self) -> dict[str, float]:
-        """Judge the model on the validation set, each image once over all processes."""
-        with evaluation_state(self.model, self.ranks), self.autocast():
-            sums = self.task.evaluate(self.model, self.judged())
-        return self.task.metrics({k: self.ranks.sum(v) for k, v in sums.items()})
+        return where | {
+            "lr": rate,
+            "train_loss": self.state.loss_sum / done,
+            **self.judge.epoch(epoch),
+        }
 
     def judged(self) -> Batches:
         """Yield the validation batches; a single process may be interrupted between two."""

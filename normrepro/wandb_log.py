@@ -43,9 +43,10 @@ class Mirror:
         return self
 
     def log(self, row: Row) -> None:
-        """Log one epoch's row of history."""
+        """Log one epoch's row of history; lists stay in the record."""
         if self.run is not None:
-            self._guard(lambda: self.run.log(row, step=row["step"]))
+            numbers = {k: v for k, v in row.items() if not isinstance(v, list)}
+            self._guard(lambda: self.run.log(numbers, step=row["step"]))
 
     def finish(self, result: Row) -> None:
         """Add the outcome: final metrics, status, commit."""

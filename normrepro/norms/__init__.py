@@ -7,6 +7,7 @@ from normrepro.norms.estimate import evaluation_rule, fit_evalnorm
 from normrepro.norms.evalnorm import EvalNorm
 from normrepro.norms.frozen import FrozenBatchNorm
 from normrepro.norms.ibn import IBN
+from normrepro.norms.identity import Identity
 from normrepro.norms.instance import GroupNorm, InstanceNorm, LayerNorm
 from normrepro.norms.mabn import MABN
 from normrepro.norms.renorm import BatchRenorm
@@ -27,6 +28,7 @@ __all__ = [
     "FrozenBatchNorm",
     "GroupNorm",
     "GroupWhitening",
+    "Identity",
     "InstanceNorm",
     "LayerNorm",
     "Normalizer",

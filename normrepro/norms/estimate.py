@@ -17,7 +17,7 @@ def evaluation_rule(model: nn.Module, rule: str | None) -> Iterator[None]:
 
     Args:
         model: Any model.
-        rule: "ema", "1/B" or "1/B^2"; None takes each layer's alpha and beta.
+        rule: One of `RULES`, such as "1/B^2"; None takes each layer's alpha and beta.
 
     Raises:
         ValueError: Unknown rule.

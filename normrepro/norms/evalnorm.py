@@ -8,7 +8,13 @@ from normrepro.norms.auxiliary import auxiliary_gradients, corrected
 from normrepro.norms.base import Normalizer, Stats, across_calls
 from normrepro.norms.batch import BatchNorm, bessel_factor
 
-RULES = {"ema": lambda b: 0.0, "1/B": lambda b: 1 / b, "1/B^2": lambda b: 1 / b**2}
+RULES = {
+    "ema": lambda b: 0.0,
+    "1/B": lambda b: 1 / b,
+    "1/B^2": lambda b: 1 / b**2,
+    "1/B^3": lambda b: 1 / b**3,
+    "1/sqrt(B)": lambda b: b**-0.5,
+}
 
 
 class EvalNorm(BatchNorm):
@@ -38,7 +44,7 @@ class EvalNorm(BatchNorm):
         affine: Learn weight and bias.
         momentum: Weight of the new value in the running statistics.
         method: "online" or "fixed".
-        alpha: Initial value, or the rule "ema" (0), "1/B" or "1/B^2".
+        alpha: Initial value, or a rule of `RULES`: "ema" (0), "1/B", "1/B^2", ...
         beta: Likewise.
         lr: Step length of alpha and beta.
         unbiased: Average the unbiased variance, as torch does; with the biased one, alpha = beta =
@@ -52,7 +58,7 @@ class EvalNorm(BatchNorm):
     """
 
     linear = False
-    rule: str | None = None  # evaluate by "ema", "1/B" or "1/B^2" instead of alpha and beta
+    rule: str | None = None  # evaluate by a rule of RULES instead of alpha and beta
     fitting = False  # estimate alpha and beta whatever the method; keep the running statistics
 
     def __init__(
