@@ -9,10 +9,12 @@ from hydra.utils import instantiate as hydra_instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from normrepro.chance import Chance
 from normrepro.config import ConfigError
 from normrepro.data.base import Source, seed_of
 from normrepro.distributed import Ranks
 from normrepro.models import initialize
+from normrepro.models.dropout import share_dropout
 from normrepro.norms import Normalizer, convert
 from normrepro.tasks.classification import evaluating
 
@@ -96,6 +98,7 @@ def model(
     net = instantiate(cfg.model.build, num_classes=classes)
     if not cfg.model.get("pretrained"):
         net = initialize(net, cfg.recipe.init)
+    net = share_dropout(net, ranks.rank, ranks.world)
     example = torch.zeros(2, *shape)
     _try(net, example, cfg)
     batchwise = cfg.norm.across_batch
@@ -148,6 +151,14 @@ def listed(cfg: DictConfig, kind: str) -> list[Any]:
     """
     found = [part.get(kind) or {} for part in (cfg.task, cfg.norm)]
     return [instantiate(one) for part in found for one in part.values() if one is not None]
+
+
+def chance(cfg: DictConfig, net: nn.Module, classes: int, ranks: Ranks) -> Chance:
+    """Return what prepares each step's randomness for a process's part of the devices."""
+    local = cfg.batch.devices // ranks.world
+    share = cfg.batch.total // cfg.batch.devices
+    alpha = cfg.recipe.get("mixup")
+    return Chance(net, classes, cfg.seed, ranks.rank, share, ranks.rank * local, alpha)
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:

@@ -122,6 +122,8 @@ def _check_length(cfg: DictConfig) -> None:
 def _check_recipe(recipe: DictConfig) -> None:
     for key in ("warmup", "label_smoothing"):
         _require_fraction(f"recipe.{key}", recipe.get(key, 0.0), low=0.0)
+    if recipe.get("mixup") is not None:
+        _require_positive("recipe.mixup", recipe, "; null switches mixup off")
     schedule = recipe.schedule
     if schedule.name == "step":
         at = list(schedule.at)
@@ -137,10 +139,10 @@ def _require_fraction(key: str, value: Any, low: float) -> None:
         raise ConfigError(f"{key}={value} must be a number from {low:g} to below 1")
 
 
-def _require_positive(key: str, section: Mapping[str, Any]) -> None:
+def _require_positive(key: str, section: Mapping[str, Any], hint: str = "") -> None:
     value = section.get(key.rpartition(".")[2])
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise ConfigError(f"{key}={value} must be a number above 0")
+        raise ConfigError(f"{key}={value} must be a number above 0{hint}")
 
 
 def _check_scale(cfg: DictConfig) -> None:

@@ -112,6 +112,8 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     outside = set(OUTSIDE)
     if not cfg.norm.across_batch:
         outside.update(BATCH_ONLY)
+        if cfg.recipe.get("mixup") is not None:  # partners are of the same device
+            outside.discard("batch.devices")
     if not _counts_are_known(cfg):  # then nothing but its folder tells this data from other data
         outside.discard("data.root")
     plain = {key: _plain(cfg, key) for key in cfg if key not in outside}

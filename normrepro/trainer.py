@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from normrepro import build, finite, norms, optim
-from normrepro.data.base import Batches, Source, seed_of
+from normrepro.data.base import Batches, Source
 from normrepro.distributed import Ranks, wrap
 from normrepro.finite import Diverged
 from normrepro.interrupt import Interrupted, Interrupts
@@ -52,6 +52,7 @@ class Trainer:
         self.cfg, self.ranks, self.data, self.task = cfg, ranks, data, task
         self.model, self.optimizer, self.steps = model, optimizer, steps
         self.channels_last = build.channels_last(cfg, ranks.device)
+        self.chance = build.chance(cfg, model, data.classes, ranks)
         self.net = wrap(torch.compile(model) if cfg.run.compile else model, ranks)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=cfg.precision == "float16")
         self.state, self.notes = State(), list[str]()
@@ -169,9 +170,7 @@ class Trainer:
 
     def loss(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return this process's mean loss () of a batch."""
-        torch.manual_seed(
-            seed_of(self.cfg.seed, "step", self.state.step, self.ranks.rank)
-        )  # dropout
+        x, y = self.chance.prepare(self.state.step, x, y)
         with self.autocast():
             return self.task.loss(net, self.shape(x), y)
 

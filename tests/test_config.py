@@ -100,6 +100,13 @@ def test_a_norm_within_each_image_drops_the_batch_norm_and_the_devices() -> None
     )
 
 
+def test_mixup_within_a_device_keeps_the_devices() -> None:
+    moved = names_after_each_change(["norm=gn", "recipe.mixup=0.2"])
+    assert moved["batch.devices"]
+    assert moved["recipe.mixup"]
+    assert not moved["batch.norm"]
+
+
 def test_only_a_folder_of_unknown_counts_is_told_by_its_root() -> None:
     assert names_after_each_change(["data=folder"])["data.root"]
     assert not names_after_each_change(["data=imagenet"])["data.root"]
@@ -205,6 +212,8 @@ REFUSED = {
     "scale.max_steps=0": "scale.max_steps=0 must be an integer of at least 1",
     "recipe.warmup=1": "recipe.warmup=1 must be a number from 0 to below 1",
     "recipe.label_smoothing=-0.1": "recipe.label_smoothing=-0.1 must be a number from 0",
+    "recipe.mixup=0": "recipe.mixup=0 must be a number above 0; null switches mixup off",
+    "recipe.mixup=much": "recipe.mixup=much must be a number above 0",
     "recipe.schedule.name=linear": "recipe.schedule.name=linear is none of step, cosine",
     "recipe.schedule.at=[0.5,1.5]": "recipe.schedule.at=1.5 must be a number from 0 to below 1",
     "recipe.schedule.at=[0.5,0.25]": "recipe.schedule.at=[0.5, 0.25] must rise",

@@ -136,6 +136,7 @@ def test_a_model_that_does_not_fit_the_images_is_refused(tmp_path: Path) -> None
 
 
 def test_a_layers_own_refusal_names_the_norm(tmp_path: Path) -> None:
-    cfg = compose(["norm=gn", "norm.layer.groups=7", f"run.root={tmp_path}"])
+    odd = ["norm=gn", "norm.layer.groups=7", "norm.layer.indivisible=error"]
+    cfg = compose([*odd, f"run.root={tmp_path}"])
     with pytest.raises(ConfigError, match=r"norm=gn.*groups=7 does not divide"):
         engine.run(cfg)

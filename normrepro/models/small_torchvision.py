@@ -18,7 +18,7 @@ def stem(inputs: int, outputs: int) -> nn.Conv2d:
 
 def small_densenet(
     growth: int = 8,
-    blocks: Sequence[int] = (3, 3, 3),
+    blocks: Sequence[int] = (3, 3),
     num_classes: int = 10,
     in_channels: int = 1,
 ) -> nn.Module:
@@ -40,7 +40,7 @@ def small_densenet(
 
 
 def small_mobilenet(
-    stages: Sequence[Sequence[int]] = ((1, 8, 1, 1), (6, 16, 2, 1), (6, 24, 2, 2), (6, 32, 2, 2)),
+    stages: Sequence[Sequence[int]] = ((1, 8, 1, 1), (6, 16, 2, 2), (6, 32, 2, 2)),
     last: int = 128,
     dropout: float = 0.2,
     num_classes: int = 10,

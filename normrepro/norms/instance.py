@@ -1,5 +1,7 @@
 """Normalizers that never look across the batch: GN (Wu & He 2018), LN and IN."""
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,9 +21,11 @@ class GroupNorm(Normalizer):
         eps: Added to the variance.
         affine: Learn gamma and beta.
         groups: Channel groups; more than C means one channel each, as in XBNBlock's released code.
+        indivisible: Where `groups` does not divide C: "error", or "divisor" for as many groups as
+            divide both (144 channels and 32 groups: 16). No paper says what it did.
 
     Raises:
-        ValueError: `groups` does not divide the channels.
+        ValueError: `groups` does not divide the channels, or `indivisible` is unknown.
     """
 
     across_batch = False
@@ -35,12 +39,20 @@ class GroupNorm(Normalizer):
         eps: float = 1e-5,
         affine: bool = True,
         groups: int = 32,
+        indivisible: str = "error",
     ) -> None:
         super().__init__(channels, group, replicas, eps, affine)
+        if indivisible not in ("error", "divisor"):
+            raise ValueError(f"{indivisible=} is none of error, divisor (norm.layer.indivisible)")
+        if groups < 1:
+            raise ValueError(f"{groups=} must be 1 or more (norm.layer.groups)")
         self.groups = min(groups, channels)
-        if groups < 1 or channels % self.groups:
+        if channels % self.groups and indivisible == "divisor":
+            self.groups = math.gcd(groups, channels)
+        if channels % self.groups:
             raise ValueError(
-                f"groups={groups} does not divide {channels} channels (norm.layer.groups)"
+                f"groups={groups} does not divide {channels} channels (norm.layer.groups, or "
+                "norm.layer.indivisible=divisor)"
             )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -33,10 +33,17 @@ class Classification:
         self.label_smoothing = label_smoothing
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return the mean loss () of a batch: images x (N, C, H, W), labels y (N,)."""
+        """Return the mean loss () of a batch.
+
+        Args:
+            model: Maps images to logits (N, classes).
+            x: Images (N, C, H, W).
+            y: Labels (N,), or the probability of each class (N, classes).
+        """
         logits = model(x)
-        at_least_float = torch.promote_types(logits.dtype, torch.float32)
-        return F.cross_entropy(logits.to(at_least_float), y, label_smoothing=self.label_smoothing)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        target = y.to(logits) if y.is_floating_point() else y
+        return F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
 
     def evaluate(
         self, model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]

@@ -145,3 +145,15 @@ def test_without_affine_gamma_is_one(name: str) -> None:
         close(y.detach(), oracle.forward(x.detach()), TOLERANCE)
         close(x.grad, oracle.backward(gz)[0], TOLERANCE)
         oracle.commit()
+
+
+def test_group_norm_takes_what_divides_both_where_it_is_told_to():
+    layer = norms.GroupNorm(144, groups=32, indivisible="divisor")
+    x = torch.randn(2, 144, 3, 3)
+    torch.testing.assert_close(layer(x), torch.nn.functional.group_norm(x, 16))
+    assert norms.GroupNorm(24, groups=32, indivisible="divisor").groups == 24
+    assert norms.GroupNorm(64, groups=32, indivisible="divisor").groups == 32
+    with pytest.raises(ValueError, match=r"norm\.layer\.indivisible=divisor"):
+        norms.GroupNorm(144, groups=32)
+    with pytest.raises(ValueError, match="none of error, divisor"):
+        norms.GroupNorm(144, indivisible="round")
