@@ -46,12 +46,17 @@ class Bars:
         text = f"epoch {epoch}, {speed:,.0f} images/s" if told else "starting"
         bar.bar_format = LINE.format(text=text)
 
-    def end(self, slot: int, counted: bool) -> None:
-        """Take the run of a slot off; counted where it left a record."""
+    def skip(self) -> None:
+        """Count a run that another process has made."""
+        self.done += 1
+        self.before += 1
+
+    def end(self, slot: int, counted: bool, over: bool = True) -> None:
+        """Take a slot's run off: counted if it left a record, over if it is not tried again."""
         self.told.pop(slot, None)
         begun = self.begun.pop(slot, 0.0)
         self.made += (1 - begun) * counted
-        self.ended += 1
+        self.ended += over
         self.done += counted
         self.runs[slot].reset()
         self.runs[slot].set_description_str("  ", refresh=False)

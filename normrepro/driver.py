@@ -2,37 +2,30 @@
 
 Each child tells its progress in JSON lines over a pipe (the file descriptor is named in
 NORMREPRO_PROGRESS_FD), and writes whatever it prints to ``console.log`` in its run's directory. A
-child that fails stops no other; leaving the pool, also by Ctrl-C, ends the children.
+child that fails stops no other; leaving the pool, also by Ctrl-C, ends the children, and a child
+whose pipe breaks because the driver was killed ends too. A run that another driver's process works
+on is left to it: this one waits for its record, or goes on with the run where that process ends
+without one.
 """
 
 import contextlib
 import json
 import os
 import select
-import signal
-import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
+from typing import Any
 
+from normrepro import lock
 from normrepro.bars import Bars
-from normrepro.record import ROOT, Record, read_result
+from normrepro.processes import RESUME, Process, Task, spawn, stop
+from normrepro.record import Record, read_result
 
-PIPE = "NORMREPRO_PROGRESS_FD"
-VISIBLE = "CUDA_VISIBLE_DEVICES"
-PATIENCE = 10.0  # seconds that a child has to end after it was asked to
-
-
-@dataclass(frozen=True)
-class Task:
-    """One run to make: its name, its directory, the command, and whether torchrun starts it."""
-
-    run: str
-    folder: Path
-    command: Sequence[str]
-    gpus: int = 1
+RESUMES = 10  # how often a run that was interrupted is started again
+GLANCE = 1.0  # seconds between two looks at a run that another process has
+Start = Callable[[Task, int, int], Process]
 
 
 @dataclass
@@ -41,11 +34,11 @@ class Job:
 
     task: Task
     slot: int
-    process: subprocess.Popen[bytes]
+    process: Process
     pipe: int
     open: bool = True
     buffer: bytes = b""
-    told: dict[str, float] = field(default_factory=dict)
+    told: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,15 +47,18 @@ class Outcome:
 
     task: Task
     record: Record | None
-    code: int
+    code: int = 0
 
 
 class Pool:
     """Runs tasks, so many at a time; a context, at whose end no child is left."""
 
-    def __init__(self, tasks: Sequence[Task], jobs: int, bars: Bars) -> None:
+    def __init__(self, tasks: Sequence[Task], jobs: int, bars: Bars, start: Start = spawn) -> None:
         self.waiting, self.slots, self.bars = list(tasks), list(range(jobs)), bars
-        self.jobs: list[Job] = []
+        self.start, self.jobs = start, list[Job]()
+        self.resumes: dict[str, int] = {}
+        self.elsewhere: dict[str, str] = {}  # runs that other processes have, and who they are
+        self.looked = 0.0
 
     def __enter__(self) -> "Pool":
         return self
@@ -76,58 +72,83 @@ class Pool:
         stop([job.process for job in self.jobs])
 
     def outcomes(self) -> Iterator[Outcome]:
-        """Yield each task's outcome as soon as its process has ended."""
+        """Yield each task's outcome as soon as its process, here or elsewhere, has ended."""
         while self.waiting or self.jobs:
-            while self.waiting and self.slots:
-                self.jobs.append(start(self.waiting.pop(0), self.slots.pop(0)))
+            yield from self.fill()
             listen(self.jobs)
             for job in [job for job in self.jobs if job.process.poll() is not None]:
-                self.jobs.remove(job)
-                self.slots.append(job.slot)
-                os.close(job.pipe)
-                record = read_result(job.task.folder / "result.json")
-                self.bars.end(job.slot, counted=record is not None)
-                yield Outcome(job.task, record, job.process.returncode)
+                yield from self.end(job)
             for job in self.jobs:
                 self.bars.show(job.slot, job.task.run, job.told)
             self.bars.refresh()
 
+    def fill(self) -> Iterator[Outcome]:
+        """Start what can be started; yield what others have finished meanwhile."""
+        held = []
+        look = self.look()
+        while self.waiting and self.slots:
+            task = self.waiting.pop(0)
+            if task.run in self.elsewhere and not look:
+                held.append(task)
+            elif record := read_result(task.folder / "result.json"):
+                self.bars.skip()
+                yield Outcome(task, record)
+            elif found := lock.holder(task.folder):
+                self.leave(task, lock.describe(task.folder, found))
+                held.append(task)
+            else:
+                self.elsewhere.pop(task.run, None)
+                self.jobs.append(begin(task, self.slots.pop(0), self.start))
+        self.waiting += held
 
-def start(task: Task, slot: int) -> Job:
-    """Start a task's process, in a session of its own so that Ctrl-C reaches only the driver."""
+    def look(self) -> bool:
+        """Tell whether it is time to look again at the runs that others have."""
+        due = time.monotonic() - self.looked > GLANCE
+        self.looked = time.monotonic() if due else self.looked
+        return due
+
+    def leave(self, task: Task, who: str) -> None:
+        """Note that another process has a run, and say so once."""
+        if self.elsewhere.get(task.run) != who:
+            self.bars.say(f"{who}: left to it")
+        self.elsewhere[task.run] = who
+
+    def end(self, job: Job) -> Iterator[Outcome]:
+        """Take a job whose process has ended out; yield its outcome, or queue its task again."""
+        listen([job], 0)
+        self.jobs.remove(job)
+        self.slots.append(job.slot)
+        os.close(job.pipe)
+        record = read_result(job.task.folder / "result.json")
+        again = record is None and self.again(job)
+        self.bars.end(job.slot, counted=record is not None, over=not again)
+        if again:
+            self.waiting.append(job.task)
+        else:
+            yield Outcome(job.task, record, job.process.returncode)
+
+    def again(self, job: Job) -> bool:
+        """Tell whether a run without a record is no failure: held elsewhere, or interrupted."""
+        run, code = job.task.run, job.process.returncode
+        if code == lock.HELD or "held" in job.told:
+            self.leave(job.task, job.told.get("held", f"{run} is being trained elsewhere"))
+            return True
+        self.resumes[run] = self.resumes.get(run, 0) + 1
+        return code == RESUME and self.resumes[run] <= RESUMES
+
+
+def begin(task: Task, slot: int, start: Start) -> Job:
+    """Start a task's process with a pipe to hear from it."""
     task.folder.mkdir(parents=True, exist_ok=True)
     ours, theirs = os.pipe()
-    # torchrun hands nothing but the standard descriptors on to the processes that it starts.
-    number = 0 if task.gpus > 1 else theirs
     try:
-        with open(task.folder / "console.log", "ab") as log:
-            process = subprocess.Popen(
-                task.command,
-                cwd=ROOT,
-                env=environment(slot, task.gpus) | {PIPE: str(number)},
-                stdin=theirs if task.gpus > 1 else subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                pass_fds=(theirs,),
-                start_new_session=True,
-            )
+        process = start(task, slot, theirs)
     except BaseException:
         os.close(ours)
         raise
     finally:
         os.close(theirs)
     return Job(task, slot, process, ours)
-
-
-def environment(slot: int, gpus: int) -> dict[str, str]:
-    """Return a child's environment: one thread per library, and the GPUs of its slot."""
-    result = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **os.environ}
-    there = [str(i) for i, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
-    visible = result[VISIBLE].split(",") if VISIBLE in result else there
-    if len(visible) > gpus:  # more slots than GPUs share them in turn
-        mine = [visible[(slot * gpus + i) % len(visible)] for i in range(gpus)]
-        result[VISIBLE] = ",".join(mine)
-    return result
 
 
 def listen(jobs: Sequence[Job], seconds: float = 0.2) -> None:
@@ -142,24 +163,3 @@ def listen(jobs: Sequence[Job], seconds: float = 0.2) -> None:
         for line in lines:
             with contextlib.suppress(ValueError):
                 job.told = json.loads(line)
-
-
-def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """End processes and all that they started: ask first, then insist."""
-    alive = [process for process in processes if process.poll() is None]
-    for number, patience in ((signal.SIGTERM, PATIENCE), (signal.SIGKILL, None)):
-        for process in alive:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, number)
-        deadline = time.monotonic() + (patience or 0)
-        while patience and any(p.poll() is None for p in alive) and time.monotonic() < deadline:
-            time.sleep(0.05)
-    for process in alive:
-        process.wait()
-
-
-def last_lines(task: Task, count: int = 15) -> str:
-    """Return the end of what a task's process printed."""
-    path = task.folder / "console.log"
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    return "\n".join(text.splitlines()[-count:])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from normrepro import config
+from normrepro import config, papers
 from normrepro.columns import grid
 from normrepro.record import ROOT, Record, read_result
 from normrepro.tables import Cell, Table
@@ -32,6 +32,31 @@ def ended(cell: Cell, scale: str, records: Mapping[str, Record], runs: Path) -> 
     """
     local = read_result(runs / cell.run / "result.json")
     return local if local or scale in LOCAL_SCALES else records.get(cell.run)
+
+
+def chosen(paper: str, name: str | None, scale: str) -> tuple[list[Table], list[str]]:
+    """Return the tables that are asked for, and why others of them cannot be made.
+
+    Args:
+        paper: A paper's name, or "all".
+        name: A table or figure; None takes all.
+        scale: The scale to make them at.
+    """
+    if name is not None:
+        table = papers.load_table(paper, name)
+        table.scale(scale)  # or an error that says what there is
+        return [table], []
+    tables = papers.load_all() if paper == "all" else list(papers.load(paper).values())
+    why = {table.label: obstacle(table, scale) for table in tables}
+    return (
+        [table for table in tables if not why[table.label]],
+        [f"{label}: {reason}" for label, reason in why.items() if reason],
+    )
+
+
+def obstacle(table: Table, scale: str) -> str:
+    """Return why a table cannot be made at a scale, nothing where it can."""
+    return table.obstacle or ("" if scale in table.scales else f"has no scale={scale}")
 
 
 def distinct(cells: Iterable[Cell]) -> list[Cell]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import time
 from types import TracebackType
 
@@ -48,8 +49,9 @@ class Progress:
             line = {"step": step, "steps": self.steps, "epoch": epoch, "images_per_second": rate}
             try:
                 os.write(self.pipe, (json.dumps(line) + "\n").encode())
-            except OSError:  # the driver is gone; the run goes on
+            except OSError:  # the driver was killed, and what it started ends as when asked to
                 self.pipe = None
+                os.kill(os.getpid(), signal.SIGTERM)
 
     def __exit__(
         self,

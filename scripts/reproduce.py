@@ -1,6 +1,8 @@
-"""Make a table: train its missing runs, merge their records, render and print it.
+"""Make tables: train their missing runs, merge the records, render.
 
     python scripts/reproduce.py mabn table1 --scale proxy --seeds 3 --jobs 2
+    python scripts/reproduce.py mabn          every table and figure of a paper
+    python scripts/reproduce.py all           every table and figure of all papers
 
 Finished runs are skipped and killed ones resume, so that the same command goes on where it stopped.
 """
@@ -10,17 +12,20 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that a checkout works without being installed
 
-from normrepro import papers, plan, report  # noqa: E402
+from normrepro import launchers, papers, plan, report  # noqa: E402
 from normrepro.bars import Bars  # noqa: E402
+from normrepro.campaign import Campaign  # noqa: E402
 from normrepro.config import ConfigError  # noqa: E402
-from normrepro.driver import Outcome, Pool, Task, last_lines  # noqa: E402
-from normrepro.record import RecordError, merge_records, read_records  # noqa: E402
+from normrepro.driver import Outcome  # noqa: E402
+from normrepro.processes import Task, last_lines  # noqa: E402
+from normrepro.record import RecordError, read_records  # noqa: E402
 from normrepro.tables import Cell, Table  # noqa: E402
 
 
@@ -28,12 +33,14 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    result.add_argument("paper")
-    result.add_argument("table", help="table1, figure2, ...")
+    result.add_argument("paper", help="mabn, cbn, ..., or all")
+    result.add_argument("table", nargs="?", help="table1, figure2, ...; default: all of the paper")
     result.add_argument("--scale", default="proxy")
     result.add_argument("--seeds", type=int, help="default: as many as the table declares")
     result.add_argument("--gpus", type=int, default=1, help="GPUs of one run, a process for each")
     result.add_argument("--jobs", type=int, help="runs side by side; at proxy one per core, else 1")
+    result.add_argument("--launcher", default="local", choices=launchers.NAMES)
+    result.add_argument("--slurm", default="", help="options: 'partition=gpu timeout_min=1440'")
     result.add_argument("--runs", type=Path, default=ROOT / "runs")
     result.add_argument("--results", type=Path, default=ROOT / "results")
     result.add_argument("--train", type=Path, default=ROOT / "train.py", help=argparse.SUPPRESS)
@@ -58,43 +65,27 @@ def interrupt(*_: object) -> None:
 
 
 def reproduce(args: argparse.Namespace) -> int:
-    """Make the table; return the exit code."""
-    table = papers.load_table(args.paper, args.table)
-    cells = plan.distinct(table.cells(args.scale, args.seeds))
-    store = args.results / "records.jsonl"
-    records = read_records(store)
-    done = {cell.run: plan.ended(cell, args.scale, records, args.runs) for cell in cells}
-    missing = [cell for cell in cells if done[cell.run] is None]
-    print_all(merge_records(store, [record for record in done.values() if record]))
-    failed = train(table, args, missing, len(cells), store) if missing else []
-    path = report.write(table, args.scale, read_records(store), args.results)
-    report.write_index(papers.load_all(), read_records(store), args.results)
-    print(path.read_text(encoding="utf-8"))
-    print_all(failure(outcome) for outcome in failed)
-    return 1 if failed else 0
-
-
-def train(
-    table: Table, args: argparse.Namespace, missing: Sequence[Cell], total: int, store: Path
-) -> list[Outcome]:
-    """Train the missing runs, merging each record at once; return those that failed."""
-    jobs = min(args.jobs or default_jobs(args.scale), len(missing))
-    tasks = [task(table, cell, args) for cell in missing]
-    failed = []
-    bars = Bars(f"{table.paper} {table.name} {args.scale}", total, total - len(missing), jobs)
-    try:
-        with Pool(tasks, jobs, bars) as pool:
-            for outcome in pool.outcomes():
-                if outcome.record is None:
-                    failed.append(outcome)
-                    bars.say(f"{outcome.task.run} failed with exit code {outcome.code}")
-                    continue
-                for message in merge_records(store, [outcome.record]):
-                    bars.say(message)
-                bars.say(f"[{bars.done}/{total}] {ended(outcome, table)}, ETA {bars.eta()}")
-    finally:
-        bars.close()
-    return failed
+    """Make the tables; return the exit code."""
+    tables, others = plan.chosen(args.paper, args.table, args.scale)
+    campaign = Campaign(tables, args.scale, args.seeds, args.runs, args.results)
+    missing = campaign.begin()
+    print_all(campaign.said)
+    if missing:
+        title = tables[0].label if args.table else f"{len(tables)} tables"
+        total = len(campaign.owners())
+        jobs = min(args.jobs or default_jobs(args.scale), len(missing))
+        bars = Bars(f"{title} {args.scale}", total, total - len(missing), jobs)
+        launch = partial(launchers.launch, args.launcher, jobs, args.slurm, args.train)
+        campaign.train([task(table, cell, args) for table, cell in missing], launch, bars)
+    paths = campaign.render(tables)
+    report.write_index(papers.load_all(), read_records(campaign.store.path), args.results)
+    if args.table:
+        print_all((path.read_text(encoding="utf-8") for path in paths), sys.stdout)
+    else:
+        print_all([*campaign.summary(), *others], sys.stdout)
+    print_all(map(failure, campaign.failed.values()))
+    print_all(campaign.broken.values() if args.table else ())
+    return 1 if campaign.failed or campaign.broken else 0
 
 
 def task(table: Table, cell: Cell, args: argparse.Namespace) -> Task:
@@ -117,14 +108,6 @@ def default_jobs(scale: str) -> int:
     return cores or 1
 
 
-def ended(outcome: Outcome, table: Table) -> str:
-    """Say how a run ended, in a line."""
-    record = outcome.record or {}
-    number = record.get("metrics", {}).get(table.metric)
-    state = f"{table.metric} {number:.4g}" if record["status"] == "finished" else "diverged"
-    return f"{outcome.task.run}: {state}, {record['seconds']:.0f} s"
-
-
 def failure(outcome: Outcome) -> str:
     """Say how a run failed: its command and the end of what it printed."""
     return (
@@ -133,10 +116,10 @@ def failure(outcome: Outcome) -> str:
     )
 
 
-def print_all(lines: Iterable[str]) -> None:
-    """Print lines to standard error."""
+def print_all(lines: Iterable[str], file: object = None) -> None:
+    """Print lines, to standard error where nothing else is said."""
     for line in lines:
-        print(line, file=sys.stderr)
+        print(line, file=file or sys.stderr)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from normrepro import bars, driver
+from normrepro import bars, driver, processes
 from normrepro.record import read_records
 
 pytestmark = pytest.mark.dist
@@ -148,6 +148,6 @@ def test_the_time_left_counts_parts_of_runs_and_not_what_was_there_before(monkey
 
 def test_slots_share_the_gpus_in_turn(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
-    found = [driver.environment(slot, 2)["CUDA_VISIBLE_DEVICES"] for slot in range(3)]
+    found = [processes.environment(slot, 2)["CUDA_VISIBLE_DEVICES"] for slot in range(3)]
     assert found == ["4,5", "6,7", "4,5"]
-    assert driver.environment(1, 4)["CUDA_VISIBLE_DEVICES"] == "4,5,6,7"
+    assert processes.environment(1, 4)["CUDA_VISIBLE_DEVICES"] == "4,5,6,7"
