@@ -20,7 +20,8 @@ from typing import Any
 
 from normrepro import lock
 from normrepro.bars import Bars
-from normrepro.processes import RESUME, Process, Task, spawn, stop
+from normrepro.interrupt import RESUME
+from normrepro.processes import Process, Task, spawn, stop
 from normrepro.record import Record, read_result
 
 RESUMES = 10  # how often a run that was interrupted is started again

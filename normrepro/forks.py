@@ -11,7 +11,8 @@ import time
 from collections import deque
 from pathlib import Path
 
-from normrepro.processes import RESUME, Process, Task, console, environment, gpu_numbers, spawn
+from normrepro.interrupt import RESUME
+from normrepro.processes import Process, Task, console, environment, gpu_numbers, spawn
 from normrepro.record import ROOT
 from normrepro.zygote import SIZE
 

@@ -14,7 +14,7 @@ from normrepro.record import ROOT
 
 PIPE = "NORMREPRO_PROGRESS_FD"
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-RESUME = 75  # EX_TEMPFAIL: the run was interrupted and saved; the same command goes on with it
+
 PATIENCE = 10.0  # seconds that a child has to end after it was asked to
 
 
