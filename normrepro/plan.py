@@ -14,7 +14,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from normrepro import config, papers
-from normrepro.columns import grid
+from normrepro.blocks import grid
 from normrepro.record import ROOT, Record, read_result
 from normrepro.tables import Cell, Table
 

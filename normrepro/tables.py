@@ -109,8 +109,12 @@ class Table:
     @property
     def label(self) -> str:
         """Its name for a reader: MABN Table 1."""
-        kind = "figure" if self.name.startswith("figure") else "table"
-        return f"{self.short} {kind.capitalize()} {self.name.removeprefix(kind)}"
+        return f"{self.short} {self.kind.capitalize()} {self.name.removeprefix(self.kind)}"
+
+    @property
+    def kind(self) -> str:
+        """Whether it is a table or a figure."""
+        return "figure" if self.name.startswith("figure") else "table"
 
     @property
     def obstacle(self) -> str:

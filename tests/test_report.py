@@ -5,8 +5,12 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from normrepro import columns, figure, papers, report
+from normrepro import blocks, papers, report
 from normrepro.record import merge_records
+from normrepro.report import index, plots
+from normrepro.report.entries import entries
+from normrepro.report.page import page, sentence
+from normrepro.report.plots import curves, panel
 from normrepro.tables import Table, collect
 from tests import made_up
 
@@ -19,7 +23,7 @@ def table() -> Table:
 
 
 def text_of(table: Table, records: dict, scale: str = "proxy") -> str:
-    return report.render(table, scale, collect(table, scale, records))
+    return blocks.markdown(page(table, scale, collect(table, scale, records)))
 
 
 def row_of(text: str, label: str) -> list[str]:
@@ -32,14 +36,14 @@ def test_the_first_line_has_the_scale_and_the_second_says_what_it_is(table):
     lines = text_of(table, made_up.records(table)).splitlines()
     assert lines[0] == "# MABN Table 1, scale: proxy"
     assert "digits" in lines[2]
-    assert report.sentence("proxy") in lines[2]
+    assert sentence("proxy") in lines[2]
 
 
 def test_mean_spread_seeds_and_paired_differences(table):
     text = text_of(table, made_up.records(table))
     # 8, 5, 9 has mean 7.33 and sample deviation 2.08; minus 2, 3, 4 it is 6, 2, 5: 4.33 and 2.08
     assert row_of(text, "BN (Small)")[1:3] == ["7.33 ± 2.08 (n = 3)", "+4.33 ± 2.08"]
-    assert row_of(text, "BN (Regular)")[1:3] == ["3.00 ± 1.00 (n = 3)", ""]
+    assert row_of(text, "BN (Regular)")[1:3] == ["**3.00 ± 1.00 (n = 3)**", ""]
     assert "4 of 4 cells; 12 of 24 declared runs" in text
 
 
@@ -59,14 +63,24 @@ def test_below_the_papers_scale_its_values_stand_apart_without_a_verdict(table):
 
 
 def test_at_the_papers_scale_differences_and_verdicts_appear(table):
-    records = made_up.records(table, "paper", 1)
-    for cell in table.cells("paper", 1):
+    records = made_up.records(table, "paper", 3)
+    for cell in table.cells("paper", 3):
         reported = next(row.reported["error"] for row in table.rows if row.key == cell.row)
-        records[cell.run]["metrics"]["error"] = reported + (0.2 if cell.row != "bn_small" else 0.5)
+        gap = 0.2 if cell.row != "bn_small" else 0.7  # 2 x 0.3, assumed, is the limit
+        records[cell.run]["metrics"]["error"] = reported + gap
     text = text_of(table, records, "paper")
     assert row_of(text, "")[3] == "paper"
-    assert row_of(text, "BN (Small)")[-2:] == ["+0.50", "not reproduced"]
-    assert row_of(text, "MABN (Small, m = 16)")[-2:] == ["+0.20", "reproduced"]
+    assert row_of(text, "BN (Small)")[-2:] == [
+        "+0.70",
+        "not reproduced (limit 0.60, p = 0.3 assumed)",
+    ]
+    assert row_of(text, "MABN (Small, m = 16)")[-2:] == [
+        "+0.20",
+        "reproduced (limit 0.60, p = 0.3 assumed)",
+    ]
+    few = {c.run: records[c.run] for c in table.cells("paper", 2)}
+    assert row_of(text_of(table, few, "paper"), "BN (Small)")[-1] == "too few seeds (n = 2)"
+    assert row_of(text_of(table, {}, "paper"), "BN (Small)")[-2:] == ["—", "not run"]
 
 
 def test_a_cell_without_a_run_is_a_dash_and_is_counted(table):
@@ -85,7 +99,7 @@ def test_a_diverged_run_is_a_result(table):
     text = text_of(table, records)
     assert row_of(text, "BN (Small)")[1] == "7.00 ± 2.83 (n = 2, 1 diverged)"
     assert row_of(text, "0")[2] == "-"
-    assert "BN (Small), the worst row in the paper, is the worst in 2 of 3 paired seeds." in text
+    assert "BN (Small), the worst in the paper, is the worst in 2 of 3 paired seeds." in text
     records |= {cell.run: made_up.record(cell, None) for cell in cells}
     assert row_of(text_of(table, records), "BN (Small)")[1] == "- (n = 3)"
 
@@ -137,39 +151,39 @@ def test_the_same_records_give_the_same_bytes(table, tmp_path):
 
 
 def test_the_figure_has_no_date_and_tells_rows_apart_without_color(table, tmp_path):
-    found = collect(table, "proxy", made_up.records(table))
-    assert figure.write(table, "proxy", found, tmp_path)
+    every = entries(table, collect(table, "proxy", made_up.records(table)))
+    assert plots.write(table, "proxy", every, tmp_path)
     svg = (tmp_path / "mabn_table1.proxy.svg").read_text()
     ElementTree.fromstring(svg)
     assert not re.search(r"<dc:date>|<dc:creator>", svg)
     assert b"Software" not in (tmp_path / "mabn_table1.proxy.png").read_bytes()
     count = len(table.rows)
-    assert len({str(dash) for dash in figure.DASHES[:count]}) == count
-    assert len(set(figure.MARKERS[:count])) == count
+    assert len({str(dash) for dash in panel.DASHES[:count]}) == count
+    assert len(set(panel.MARKERS[:count])) == count
 
 
 def test_the_curve_is_mean_least_and_largest_per_epoch(table):
     entry = collect(table, "proxy", made_up.records(table))["bn_regular", "error"]
-    assert figure.curve(entry, "error") == [(1, 4.0, 3.0, 5.0), (2, 3.0, 2.0, 4.0)]
-    assert figure.metric_of(table, table.columns[0]) == "error"
+    assert curves.curve(entry, "error") == [(1, 4.0, 3.0, 5.0), (2, 3.0, 2.0, 4.0)]
 
 
 def test_without_records_there_is_no_figure_and_no_file(table, tmp_path):
     found = collect(table, "proxy", {})
-    assert not figure.write(table, "proxy", found, tmp_path / "figures")
+    assert not plots.write(table, "proxy", entries(table, found), tmp_path / "figures")
     assert not (tmp_path / "figures").exists()
-    assert report.write_all([table], tmp_path) == [tmp_path / "README.md"]
+    assert report.write_all([table], tmp_path) == [tmp_path / "README.md", tmp_path / "index.html"]
 
 
 def test_the_index_lists_every_table_with_its_state(table):
-    text = report.index([table], made_up.records(table))
+    text = blocks.markdown(index.page([index.state_of(table, made_up.records(table))]))
     line = next(line for line in text.splitlines() if "| proxy |" in line)
     assert "[MABN Table 1](mabn_table1.proxy.md)" in line
     assert "4 of 4 cells | 3 of 6 |" in line
-    other = next(line for line in text.splitlines() if "| paper |" in line)
-    assert "no run yet | 0 of 1 |" in other
-    assert "](" not in other
+    assert "0.03 hours" in text  # 12 runs of 10 seconds
+    nothing = blocks.markdown(index.page([index.state_of(table, {})]))
+    line = next(line for line in nothing.splitlines() if line.startswith("| MABN Table 1 |"))
+    assert "| paper, single_gpu, proxy | no run yet |" in line
 
 
 def test_a_bar_in_a_label_does_not_break_the_grid():
-    assert columns.grid(["|B|", "b"], [["1", "2"]]).splitlines()[0] == r"| \|B\| | b |"
+    assert blocks.grid(["|B|", "b"], [["1", "2"]]).splitlines()[0] == r"| \|B\| | b |"

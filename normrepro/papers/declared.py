@@ -94,20 +94,20 @@ def _check_table(where: str, table: Table) -> None:
             raise ConfigError(f"{where}: {key} is {known}, not {getattr(table, key)!r}")
     rows, columns = {row.key for row in table.rows}, {column.key for column in table.columns}
     for row in table.rows:
-        _check_row(f"{where}, {row.key}", row, columns)
+        _check_row(f"{where}, {row.key}", row, columns, words=table.describes is not None)
     for name, scale in table.scales.items():
         _check_keys(f"{where}, rows of scale {name}", scale.rows, rows)
         _check_keys(f"{where}, columns of scale {name}", scale.columns, columns)
     _check_keys(f"{where}, delta", [table.delta] if table.delta else [], rows)
 
 
-def _check_row(where: str, row: Line, columns: Set[str]) -> None:
+def _check_row(where: str, row: Line, columns: Set[str], words: bool) -> None:
     """Refuse values that nobody can read, and reasons for values that need none."""
     for name in ("cells", "reported", "reasons", "ocr"):
         _check_keys(f"{where}, {name}", getattr(row, name), columns)
-    for column, own in row.reported.items():
+    for column, own in row.reported.items() if not words else ():
         reported.check(f"{where}, reported of {column}", own)
-    for column in row.reasons:
+    for column in row.reasons if not words else ():
         if reported.is_number(row.reported.get(column)):
             raise ConfigError(f"{where}: a reason for {column}, whose value is a number")
 

@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from normrepro.columns import Found, grid
+from normrepro.blocks import Grid, Points
 from normrepro.record import Record
+from normrepro.report.entries import Found
 from normrepro.tables import Line, Table, overlay, override_key
 
 ENVIRONMENT = {
@@ -22,14 +23,14 @@ ENVIRONMENT = {
 }
 
 
-def protocol(table: Table, scale: str) -> str:
+def protocol(table: Table, scale: str) -> Grid:
     """Return the table's overrides beside what the scale puts in their place."""
     own = table.scale(scale)
     lines = [("all cells", table.base, own.base)]
     lines += [_line(line, own.rows.get(line.key, ())) for line in table.rows]
     lines += [_line(line, own.columns.get(line.key, ())) for line in table.columns]
     rows = [_protocol_row(*line) for line in lines if line[1] or line[2]]
-    return grid(["", "the paper's protocol", f"here (scale: {scale})"], rows, numbers=False)
+    return Grid(["", "the paper's protocol", f"here (scale: {scale})"], rows, numbers=False)
 
 
 def _line(line: Line, replaced: tuple[str, ...]) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
@@ -50,27 +51,27 @@ def _code(overrides: tuple[str, ...]) -> str:
     return f"`{' '.join(ordered)}`" if ordered else "the recipe's"
 
 
-def describe(records: Iterable[Record]) -> str:
+def describe(records: Iterable[Record]) -> Points:
     """Return commits, versions, hardware, threads, time and seeds of the runs as a list."""
     runs = sorted({record["run"]: record for record in records}.values(), key=lambda r: r["run"])
     if not runs:
-        return "No run yet."
+        return Points(["no run yet"])
     seconds = sum(run["seconds"] for run in runs)
     seeds = sorted({run["config"]["seed"] for run in runs})
     counts = {tuple(run["data"].get(key) for key in ("train", "val", "classes")) for run in runs}
     lines = [
-        f"- runs: {len(runs)}, {seconds:,.0f} seconds of computing in total",
-        f"- seeds: {', '.join(map(str, seeds))}",
-        *[f"- data: {t} training images, {v} to judge, {c} classes" for t, v, c in sorted(counts)],
-        f"- commit: {_counted(_commit(run) for run in runs)}",
-        f"- threads of a process: {_counted(run['environment'].get('threads') for run in runs)}",
-        f"- compiled kernels: {_counted(run['environment'].get('kernels') for run in runs)}",
-        f"- processes of a run: {_counted(run['environment'].get('world') for run in runs)}",
+        f"runs: {len(runs)}, {seconds:,.0f} seconds of computing in total",
+        f"seeds: {', '.join(map(str, seeds))}",
+        *[f"data: {t} training images, {v} to judge, {c} classes" for t, v, c in sorted(counts)],
+        f"commit: {_counted(_commit(run) for run in runs)}",
+        f"threads of a process: {_counted(run['environment'].get('threads') for run in runs)}",
+        f"compiled kernels: {_counted(run['environment'].get('kernels') for run in runs)}",
+        f"processes of a run: {_counted(run['environment'].get('world') for run in runs)}",
     ]
     for key, title in ENVIRONMENT.items():
-        lines.append(f"- {title}: {_counted(run['environment'].get(key) for run in runs)}")
+        lines.append(f"{title}: {_counted(run['environment'].get(key) for run in runs)}")
     notes = sorted({note for run in runs for note in run.get("notes", [])})
-    return "\n".join([*lines, *[f"- note of a run: {note}" for note in notes]])
+    return Points([*lines, *[f"note of a run: {note}" for note in notes]])
 
 
 def _commit(run: Record) -> str | None:
