@@ -63,7 +63,8 @@ def test_every_reported_value_stands_near_the_table_in_the_paper(table):
     values = [own for row in table.rows for own in row.reported.values() if own not in (None, "-")]
     assert values or table.name.startswith("figure") or table.describes
     for own in values:
-        assert re.search(rf"(?<![\d.]){re.escape(str(own))}0*(?![\d.])", near), own
+        text = re.escape(str(own)).replace(r"\ ±\ ", r"\s*±\s*")
+        assert re.search(rf"(?<![\d.]){text}0*(?![\d.])", near), own
 
 
 @each_table
