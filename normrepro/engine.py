@@ -92,7 +92,10 @@ def prepare(cfg: DictConfig) -> None:
     torch.set_num_threads(cfg.run.threads)
     torch.set_default_dtype(torch.float32)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    if cfg.run.compile:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    else:  # the same, without a second and a half of the compiler's imports
+        torch.set_deterministic_debug_mode("warn")
     torch.backends.cudnn.benchmark = False
     torch.manual_seed(seed_of(cfg.seed, "start"))
 

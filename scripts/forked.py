@@ -14,7 +14,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PRELOADED = ["normrepro.engine", "normrepro.report", "sklearn.datasets", "scripts.forked", "hydra"]
+PRELOADED = [
+    *("normrepro.engine", "normrepro.wandb_log", "normrepro.report", "scripts.forked"),
+    *("hydra", "sklearn.datasets", "torch._dynamo", "torch.nn.parallel"),
+]
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(PRELOADED)
 

@@ -120,7 +120,7 @@ def early_signal() -> None:
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("asked", [(0, 1), (1,)])
+@pytest.mark.parametrize("asked", [pytest.param((0, 1), marks=pytest.mark.slow), (1,)])
 def test_two_ranks_stop_at_the_same_step(tmp_path: Path, asked: tuple[int, ...]) -> None:
     arguments = [*RUN, "batch.devices=2", "precision=float64", "run.save_apart=0"]
     root, log = tmp_path / "runs", tmp_path / "log"

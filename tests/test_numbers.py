@@ -38,7 +38,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict]:
                     return None
                 # the batch is run once more to find the layer: that call repeats the last step
                 calls[0] += 1
-                return fault(output) if first <= min(calls[0], last) and calls[0] <= last + 1 else None
+                return (
+                    fault(output) if first <= min(calls[0], last) and calls[0] <= last + 1 else None
+                )
 
             net.get_submodule(name).register_forward_hook(hook)
             return net
