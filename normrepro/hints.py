@@ -11,6 +11,7 @@ from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
@@ -152,7 +153,7 @@ def did_you_mean(candidates: Any) -> str:
     return f": did you mean {' or '.join(first)}?" if first else ""
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def _composed(overrides: tuple[str, ...]) -> DictConfig:
     with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
         return hydra_compose("config", overrides=list(overrides))
@@ -161,15 +162,23 @@ def _composed(overrides: tuple[str, ...]) -> DictConfig:
 def compose_raw(overrides: tuple[str, ...]) -> DictConfig:
     """Compose by Hydra alone; its errors become ConfigError.
 
+    The choices of groups are composed once, and Hydra's own function sets the values: configs that
+    differ only in values, as the cells of a table do, cost little.
+
     Args:
         overrides: Overrides of one run.
     """
+    parsed = parse(overrides)
+    chosen = tuple(o.input_line for o in parsed if not _is_own_key(o.key_or_group))
+    values = [o for o in parsed if _is_own_key(o.key_or_group)]
     try:
-        return copy.deepcopy(_composed(overrides))
+        cfg = copy.deepcopy(_composed(chosen))
+        ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         lines = [line for e in (error, error.__cause__) if e for line in str(e).splitlines()]
         text = " ".join(line.strip() for line in lines if line.strip())
         raise ConfigError(text or type(error).__name__) from error
+    return cfg
 
 
 def load_choice(group: str, name: str) -> DictConfig:

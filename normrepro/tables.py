@@ -4,13 +4,10 @@
 finds its run by composing its overrides, so that nothing has to be tagged, matched or parsed.
 """
 
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from omegaconf import DictConfig
-
-from normrepro import config
+from normrepro import names
 from normrepro.config import ConfigError
 from normrepro.record import Record
 from normrepro.reported import Reported
@@ -141,7 +138,7 @@ class Table:
         seeds = self.scale(scale).seeds if seeds is None else seeds
         seeds = range(seeds) if isinstance(seeds, int) else seeds
         return [
-            Cell(row.key, column.key, seed, *_seeded(self.overrides(scale, row, column), seed))
+            _cell(row, column, seed, self.overrides(scale, row, column))
             for seed in seeds
             for row in self.rows
             for column in self.columns
@@ -156,6 +153,12 @@ class Table:
         return overlay(layers)
 
 
+def _cell(row: Line, column: Line, seed: int, overrides: tuple[str, ...]) -> Cell:
+    """Return one seed of an entry."""
+    run = names.run_name(overrides, seed)
+    return Cell(row.key, column.key, seed, (*overrides, f"seed={seed}"), run)
+
+
 def overlay(layers: Iterable[Sequence[str]]) -> tuple[str, ...]:
     """Join lists of overrides; a later one takes the place of an earlier one with the same key."""
     merged = {override_key(override): override for layer in layers for override in layer}
@@ -165,19 +168,6 @@ def overlay(layers: Iterable[Sequence[str]]) -> tuple[str, ...]:
 def override_key(override: str) -> str:
     """Return what an override sets: ``batch.norm`` of ``batch.norm=2``."""
     return override.partition("=")[0].lstrip("+~")
-
-
-def _seeded(overrides: tuple[str, ...], seed: int) -> tuple[tuple[str, ...], str]:
-    """Return the overrides with a seed, and the name of the run that they make."""
-    cfg = _composed(overrides)
-    cfg.seed = seed  # composing anew for every seed would take most of the driver's start
-    return (*overrides, f"seed={seed}"), config.run_name(cfg)
-
-
-@functools.cache
-def _composed(overrides: tuple[str, ...]) -> DictConfig:
-    """Compose an entry's overrides once."""
-    return config.compose(overrides)
 
 
 def collect(

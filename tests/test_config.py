@@ -311,3 +311,18 @@ def test_composing_again_is_not_touched_by_what_was_done_to_the_first() -> None:
     first = config.compose(["norm=mabn"])
     first.norm.layer.clip = 99.0
     assert config.compose(["norm=mabn"]).norm.layer.clip != 99.0
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["norm=mabn", "batch.norm=2", "recipe.epochs=7"],
+        ["data=imagenet", "model=timm", "model.name=resnet18", "data.root='/a b/c=d'"],
+        ["recipe.steps=100", "recipe.epochs=null", "+more.deep=[1,2]", "++seed=3"],
+        ["~recipe.epochs", "recipe.schedule.at=[0.1,0.2]", "hydra.verbose=true"],
+        ["scale=smoke", "task=classification", "++recipe.augment={flip: 0.5}"],
+    ],
+)
+def test_setting_values_on_composed_choices_is_what_hydra_does(overrides):
+    config.register_resolvers()
+    assert hints.compose_raw(tuple(overrides)) == hints._composed(tuple(overrides))
