@@ -14,6 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from normrepro import interrupt, lock
+from normrepro.checks import SaveError
 from normrepro.cli import check_command_line, help_page
 from normrepro.config import (
     ConfigError,
@@ -24,7 +25,7 @@ from normrepro.config import (
     run_name,
     world_size,
 )
-from normrepro.ending import distributed, end_process, end_together
+from normrepro.ending import NOT_SAVED, distributed, end_process, end_together
 from normrepro.interrupt import Interrupted
 
 log = logging.getLogger("train")
@@ -96,6 +97,14 @@ def job(cfg: DictConfig) -> float:
         log.error("error: %s", error)
         if not sweep:
             raise SystemExit(2) from None
+        failed.append(run_name(cfg))
+        raise
+    except SaveError as error:
+        if distributed():
+            end_together(error, run_name(cfg), NOT_SAVED)
+        log.error("error: %s", error)
+        if not sweep:
+            raise SystemExit(NOT_SAVED) from None
         failed.append(run_name(cfg))
         raise
     except Exception as error:

@@ -24,6 +24,10 @@ class ConfigError(ValueError):
     """What a person asked for cannot be run; the message names the override that mends it."""
 
 
+class SaveError(RuntimeError):
+    """What a run ends with cannot be written; the message says what to mend."""
+
+
 def check(cfg: DictConfig, world: int = 1) -> None:
     """Check a composed config before any work starts.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,8 +11,8 @@ from pathlib import Path
 from hydra._internal.utils import get_args_parser  # the parser of hydra.main itself
 from hydra.core.override_parser.types import Glob, Override
 
-from normrepro.checks import check
-from normrepro.config import CONFIG_DIR, compose, world_size
+from normrepro.checks import ConfigError, check
+from normrepro.config import CONFIG_DIR, compose, rank, world_size
 from normrepro.hints import groups, parse
 
 INTRODUCTION = """\
@@ -106,7 +107,28 @@ def check_command_line(arguments: Sequence[str]) -> bool:
     cfg = compose(args.overrides)
     if not (args.cfg or args.info or args.hydra_help or args.shell_completion):
         check(cfg, world_size())
+        require_room(Path(cfg.run.root))
     return False
+
+
+def require_room(root: Path) -> None:
+    """Refuse a folder for runs in which nothing can be written, before Hydra makes one there.
+
+    Raises:
+        ConfigError: The system's reason.
+    """
+    if rank() != 0:  # the first process alone writes
+        return
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=root, prefix=".room-") as probe:
+            probe.write(bytes(4096))
+            probe.flush()
+    except OSError as error:
+        raise ConfigError(
+            f"run.root={root} cannot be written ({error.strerror}): make room there, or set "
+            "run.root to another folder"
+        ) from error
 
 
 def one_at_a_time(overrides: Sequence[str]) -> Iterator[list[str]]:

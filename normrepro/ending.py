@@ -12,6 +12,7 @@ from typing import NoReturn
 from normrepro.config import rank
 
 log = logging.getLogger("train")
+NOT_SAVED = 74  # EX_IOERR of sysexits.h: make room, and the same command goes on
 LOST = ("gloo", "Gloo", "NCCL", "Connection closed", "Connection reset", "ProcessGroup")
 
 

@@ -10,13 +10,14 @@ import torch
 from omegaconf import DictConfig
 
 from normrepro import build, checkpoint, optim, record, trained
+from normrepro.checks import SaveError
 from normrepro.config import run_dir, run_name
 from normrepro.data.base import seed_of
 from normrepro.diagnostics import Watch, layer_names
 from normrepro.distributed import join
 from normrepro.finite import Diverged
 from normrepro.progress import Progress
-from normrepro.snapshots import SaveError, kernels_serve
+from normrepro.snapshots import kernels_serve
 from normrepro.trainer import Trainer
 from normrepro.wandb_log import Mirror
 

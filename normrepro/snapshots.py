@@ -9,6 +9,7 @@ import torch
 from omegaconf import DictConfig
 
 from normrepro import build, checkpoint
+from normrepro.checks import SaveError
 from normrepro.config import ConfigError, run_dir, run_name
 from normrepro.data.base import Source
 from normrepro.distributed import Ranks
@@ -18,10 +19,6 @@ if TYPE_CHECKING:
     from normrepro.trainer import Trainer
 
 log = logging.getLogger("normrepro")
-
-
-class SaveError(RuntimeError):
-    """What a run ends with cannot be written; the message says what to mend."""
 
 
 def kernels_serve(device: torch.device) -> bool:

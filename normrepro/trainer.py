@@ -74,17 +74,21 @@ class Trainer:
         epochs = math.ceil(self.steps / self.data.steps_per_epoch)
         with self.interrupts:
             for epoch in range(len(self.state.history), epochs):
-                clock, first = time.monotonic(), self.state.step
-                self.train_epoch(epoch, bar)
-                trained = (self.state.step - first) * self.cfg.batch.total
-                rate = trained / (time.monotonic() - clock) if trained else None
-                row = self.row(epoch) | {"images_per_second": rate, "seconds": self.seconds}
-                self.state.history.append(row)
-                self.state.loss_sum = 0.0
-                mirror.log(row)
+                self.epoch(epoch, mirror, bar)
                 if epoch + 1 < epochs:
                     self.between_epochs()
         self.snapshots.save(self, last=True)
+
+    def epoch(self, epoch: int, mirror: Mirror, bar: Progress) -> None:
+        """Train what is left of an epoch, and add its row to the history."""
+        clock, first = time.monotonic(), self.state.step
+        self.train_epoch(epoch, bar)
+        trained = (self.state.step - first) * self.cfg.batch.total
+        rate = trained / (time.monotonic() - clock) if trained else None
+        row = self.row(epoch) | {"images_per_second": rate, "seconds": self.seconds}
+        self.state.history.append(row)
+        self.state.loss_sum = 0.0
+        mirror.log(row)
 
     def train_epoch(self, epoch: int, bar: Progress) -> None:
         """Take the steps of an epoch that are left."""

@@ -15,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that a checkout works without being installed
 
+import epochs  # noqa: E402
 import timing  # noqa: E402
 import torch  # noqa: E402
 import torchvision  # noqa: E402
@@ -41,6 +42,7 @@ FORMS = {torch.contiguous_format: "NCHW", torch.channels_last: "channels_last"}
 TITLES = {
     "steps": "One training step (forward, loss, backward, SGD, state of the norms)",
     "layers": "The layer alone (forward, backward, state)",
+    "epoch": epochs.TITLE,
 }
 
 
@@ -50,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores")
     result.add_argument("--pairs", type=int, default=30, help="pairs of times per cell")
     result.add_argument("--norms", nargs="+", default=WANTED)
-    result.add_argument("--parts", nargs="+", default=("steps", "layers"))
+    result.add_argument("--parts", nargs="+", default=("steps", "layers", "epoch"))
     result.add_argument("--results", type=Path, default=ROOT / "results")
     result.add_argument("--quick", action="store_true", help="5 pairs, printed and not written")
     return result
@@ -62,7 +64,8 @@ def main() -> None:
     args.pairs = 5 if args.quick else args.pairs
     text = heading(args)
     for part in args.parts:
-        text += f"\n## {TITLES[part]}\n\n" + "\n".join(table(part, args)) + "\n"
+        lines = epochs.table(args) if part == "epoch" else table(part, args)
+        text += f"\n## {TITLES[part]}\n\n" + "\n".join(lines) + "\n"
     print(text)
     if not args.quick:
         slug = re.sub(r"[^a-z0-9]+", "_", hardware(args).lower()).strip("_")
