@@ -42,7 +42,7 @@ def check(cfg: DictConfig, world: int = 1) -> None:
         value = OmegaConf.select(cfg, key)
         if value not in allowed:
             raise ConfigError(f"{key}={value} is none of {', '.join(map(str, allowed))}")
-    for key in ("batch.total", "batch.devices", "batch.norm", "run.threads", "run.timeout"):
+    for key in ("batch.devices", "batch.norm", "batch.total", "run.threads", "run.timeout"):
         _require_integer(cfg, key, at_least=1)
     _require_integer(cfg, "seed", at_least=0)
     if cfg.overflows is not None:

@@ -59,10 +59,13 @@ def world_size() -> int:
 
 
 def register_resolvers() -> None:
-    """Register the resolvers that the YAML files use; calling it again does no harm."""
+    """Register the resolvers that the YAML files use; calling it again does no harm.
+
+    A number that is null counts as 0, so that `check` can name it.
+    """
     resolvers = {
-        "scaled_lr": lambda lr, per, total: float(lr) * float(total) / float(per),
-        "product": lambda *factors: math.prod(factors),
+        "scaled_lr": lambda lr, per, total: float(lr) * float(total or 0) / float(per),
+        "product": lambda *factors: math.prod(factor or 0 for factor in factors),
         "share": _share,
         "run_name": lambda *, _root_: run_name(_root_),
         "run_dir": lambda *, _root_: str(run_dir(_root_)),

@@ -1,18 +1,22 @@
-"""The small residual net, initialization, and the model configs."""
+"""The nets of this package, and initialization."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import nn
 
 from normrepro.config import ConfigError
-from normrepro.models import initialize, small_resnet
-
-MODELS = Path(__file__).parents[1] / "configs" / "model"
+from normrepro.models import (
+    initialize,
+    mlp,
+    preact_resnet,
+    small_densenet,
+    small_inception,
+    small_mobilenet,
+    small_resnet,
+    small_vgg,
+)
 
 
 @pytest.mark.parametrize(("depth", "norms"), [(8, 7), (20, 19), (32, 31)])
@@ -92,13 +96,84 @@ def test_kaiming_fan_out_reaches_every_convolution_and_norm():
         initialize(net, "orthogonal")
 
 
-@pytest.mark.parametrize("name", ["resnet50", "resnet18", "timm", "resnet_digits"])
-def test_model_configs_build_a_classifier(name):
-    model = OmegaConf.load(MODELS / f"{name}.yaml")
-    channels = 1 if name == "resnet_digits" else 3
-    if name == "timm":
-        model.name = "resnet10t"
-    cfg = OmegaConf.create({"model": model, "data": {"channels": channels}})
-    net = instantiate(cfg.model.build, num_classes=7).eval()
-    assert cfg.model.name
-    assert net(torch.randn(1, channels, 32, 32)).shape == (1, 7)
+def test_kaiming_fan_in_draws_linear_layers_too():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(16, 64, 3), nn.BatchNorm2d(64), nn.Linear(200, 300))
+    initialize(net, "kaiming_fan_in")
+    assert abs(net[0].weight.std() / math.sqrt(2 / (9 * 16)) - 1) < 0.02
+    assert abs(net[2].weight.std() / math.sqrt(2 / 200) - 1) < 0.02
+    assert net[2].bias.abs().max() == 0
+
+
+def test_grouped_convolutions_count_all_outputs_and_a_classifier_is_left_alone():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(256, 256, 3, groups=8), nn.Conv2d(256, 10, 1))
+    net.get_classifier = lambda: net[1]
+    before = net[1].weight.clone()
+    initialize(net, "kaiming_fan_out")
+    assert abs(net[0].weight.std() / math.sqrt(2 / (9 * 256)) - 1) < 0.02
+    assert torch.equal(net[1].weight, before)
+
+
+def test_a_preactivation_net_normalizes_before_its_branches_split_where_shapes_change():
+    net = preact_resnet(depth=14, channels=4, in_channels=1).eval()
+    for name, module in net.named_modules():
+        if name.endswith("conv2"):
+            nn.init.zeros_(module.weight)  # branches are silent: only shortcuts are left
+    x = torch.randn(3, 1, 8, 8)
+    y = net.conv1(x)
+    y = torch.relu(net.layer1[0].bn1(y))
+    for stage in (net.layer2, net.layer3):
+        y = stage[0].shortcut(torch.relu(stage[0].bn1(y)))
+    expected = net.fc(torch.relu(net.bn(y)).mean(dim=(2, 3)))
+    torch.testing.assert_close(net(x), expected)
+
+
+@pytest.mark.parametrize(("depth", "blocks"), [(20, 3), (56, 9), (110, 18), (254, 42)])
+def test_preactivation_nets_have_the_papers_depths(depth, blocks):
+    with torch.device("meta"):
+        net = preact_resnet(depth=depth, width=2)
+    assert [len(net.get_submodule(f"layer{i}")) for i in (1, 2, 3)] == [blocks] * 3
+    assert net.layer3[0].conv2.weight.shape == (128, 128, 3, 3)
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in net.modules()) == depth - 1
+
+
+def test_bottlenecks_have_the_names_and_shortcuts_of_resnet50():
+    net = small_resnet(depth=29, width=8, block="bottleneck")
+    names = {name for name, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    blocks = [f"layer{i}.{j}" for i in (1, 2, 3) for j in range(3)]
+    expected = {"bn1"} | {f"{block}.bn{k}" for block in blocks for k in (1, 2, 3)}
+    assert names == expected | {f"layer{i}.0.downsample.1" for i in (1, 2, 3)}
+    assert net.layer3[0].conv2.stride == (2, 2)
+    assert net.layer3[0].conv3.weight.shape == (128, 32, 1, 1)
+    nn.init.zeros_(net.eval().layer1[1].bn3.weight)
+    x = torch.rand(2, 32, 8, 8)
+    torch.testing.assert_close(net.layer1[1](x), x)  # a silent branch passes what is positive
+
+
+def test_the_perceptron_has_a_norm_after_each_hidden_layer():
+    net = mlp(layers=3, width=8, num_classes=5, in_channels=1, size=4)
+    kinds = [type(m).__name__ for m in net]
+    assert kinds == ["Flatten", *["Linear", "BatchNorm1d", "ReLU"] * 3, "Linear"]
+    assert [net.linear1.in_features, net.fc.out_features] == [16, 5]
+    assert net(torch.randn(2, 1, 4, 4)).shape == (2, 5)
+    assert abs(mlp().linear2.weight.std() / math.sqrt(2 / 128) - 1) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("build", "options"),
+    [
+        (mlp, {"layers": 0}),
+        (preact_resnet, {"depth": 21}),
+        (preact_resnet, {"width": 0}),
+        (small_resnet, {"block": "wide"}),
+        (small_resnet, {"block": "bottleneck", "depth": 26}),
+        (small_vgg, {"stages": [[8], []]}),
+        (small_inception, {"width": 0}),
+        (small_densenet, {"blocks": []}),
+        (small_mobilenet, {"stages": [[6, 12, 1, 1]]}),
+    ],
+)
+def test_impossible_options_of_the_other_nets_are_refused(build, options):
+    with pytest.raises(ConfigError, match=r"model\.build"):
+        build(**options)

@@ -18,9 +18,10 @@ def initialize(model: nn.Module, init: str) -> nn.Module:
         model: Freshly built model, its norm layers not yet swapped.
         init: "default" leaves what the model's own code drew. "kaiming_fan_out" draws every
             convolution from N(0, 2 / (kernel area * output channels)) (He et al. 2015, backward
-            form; grouped ones too, as torch and the papers' code count) and leaves linear layers
-            alone. "kaiming_fan_in" draws convolutions and linear layers from N(0, 2 / inputs of a
-            neuron) (He et al. 2015, forward form).
+            form; grouped ones too, as torch and the papers' code count) and leaves the classifier,
+            which in timm may be a 1x1 convolution, and other linear layers alone. "kaiming_fan_in"
+            draws convolutions and linear layers from N(0, 2 / inputs of a neuron) (He et al. 2015,
+            forward form).
     """
     if init not in KINDS:
         raise ConfigError(f"recipe.init={init} is unknown: choose one of {', '.join(KINDS)}")
@@ -28,8 +29,9 @@ def initialize(model: nn.Module, init: str) -> nn.Module:
         return model
     forward = init == "kaiming_fan_in"
     drawn = (*CONVOLUTIONS, nn.Linear) if forward else CONVOLUTIONS
+    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
     for module in model.modules():
-        if isinstance(module, drawn):
+        if isinstance(module, drawn) and (forward or module is not classifier):
             mode = "fan_in" if forward else "fan_out"
             nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
             if module.bias is not None:
