@@ -9,7 +9,7 @@ batch of 2 has two values a channel.
 
 `block="bottleneck"` gives a narrow relative of ResNet-50 on the same stem: 9n + 2 layers, blocks of
 1x1, 3x3 (with the stride) and 1x1 convolution to four times the width, and a 1x1 convolution
-with a norm as the shortcut of each stage's first block.
+with a norm as the shortcut of each stage's first block. `block="resnext"`: of ResNeXt-50.
 """
 
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ from normrepro.config import ConfigError
 from normrepro.models.initialize import initialize
 
 
-def convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+def convolution(inputs: int, outputs: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     """Return a 3x3 convolution without bias that keeps the map's size at stride 1."""
-    return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+    return nn.Conv2d(inputs, outputs, 3, stride, padding=1, groups=groups, bias=False)
 
 
 class Block(nn.Module):
@@ -48,11 +48,14 @@ class Block(nn.Module):
 class Bottleneck(nn.Module):
     """Three convolutions with their norms, and the shortcut around them where `residual` is on."""
 
+    expansion, groups = 4, 1
+
     def __init__(self, inputs: int, outputs: int, stride: int, residual: bool) -> None:
         super().__init__()
-        inner = outputs // 4
+        inner = outputs // self.expansion
         self.conv1, self.bn1 = nn.Conv2d(inputs, inner, 1, bias=False), nn.BatchNorm2d(inner)
-        self.conv2, self.bn2 = convolution(inner, inner, stride), nn.BatchNorm2d(inner)
+        self.conv2 = convolution(inner, inner, stride, self.groups)
+        self.bn2 = nn.BatchNorm2d(inner)
         self.conv3, self.bn3 = nn.Conv2d(inner, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
         self.residual, self.downsample = residual, None
         if residual and (stride != 1 or inputs != outputs):
@@ -68,7 +71,17 @@ class Bottleneck(nn.Module):
         return F.relu(y + (x if self.downsample is None else self.downsample(x)))
 
 
-KINDS = {"basic": (Block, 2, 1), "bottleneck": (Bottleneck, 3, 4)}  # class, layers, expansion
+class GroupedBottleneck(Bottleneck):
+    """ResNeXt's block: the 3x3 convolution in groups, over twice as many channels."""
+
+    expansion, groups = 2, 8
+
+
+KINDS = {  # class, layers, expansion
+    "basic": (Block, 2, 1),
+    "bottleneck": (Bottleneck, 3, Bottleneck.expansion),
+    "resnext": (GroupedBottleneck, 3, GroupedBottleneck.expansion),
+}
 
 
 class SmallResNet(nn.Module):
@@ -141,7 +154,8 @@ def small_resnet(
         in_channels: Channels of the images.
         strides: Stride of each stage's first block, one per stage.
         growth: Factor from one stage's width to the next.
-        block: "basic" (two 3x3 convolutions) or "bottleneck" (1x1, 3x3, 1x1).
+        block: "basic" (two 3x3 convolutions), "bottleneck" (1x1, 3x3, 1x1) or "resnext", a
+            bottleneck of eight groups, whose width is twice the bottleneck's.
     """
     if block not in KINDS:
         raise ConfigError(f"model.build.block={block} is none of {', '.join(KINDS)}")
