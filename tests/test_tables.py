@@ -59,7 +59,7 @@ def test_every_reported_value_stands_near_the_table_in_the_paper(table):
     at = next(i for i, line in enumerate(lines) if caption.match(line))
     if kind == "figure":  # its values stand in the text or in a table
         at, lines = 0, [" ".join(lines)]
-    near = "\n".join(lines[max(0, at - 15) : at + 15])
+    near = "\n".join(lines[max(0, at - 15) : at + 20])
     values = [own for row in table.rows for own in row.reported.values() if own not in (None, "-")]
     assert values or table.name.startswith("figure") or table.describes
     for own in values:
