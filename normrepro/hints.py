@@ -36,18 +36,20 @@ def groups() -> dict[str, tuple[str, ...]]:
 
 def parse(overrides: Sequence[str]) -> list[Override]:
     """Parse overrides, one by one, so that the message names the one that is wrong."""
-    parser = OverridesParser.create()
-    parsed = []
-    for text in overrides:
-        if "=" not in text and not text.startswith("~"):
-            owners = [name for name, choices in groups().items() if text in choices]
-            hint = did_you_mean(f"{name}={text}" for name in owners)
-            raise ConfigError(f"'{text}' is not of the form key=value{hint}")
-        try:
-            parsed.extend(parser.parse_overrides([text]))
-        except HydraException as error:
-            raise ConfigError(f"'{text}' cannot be read: {str(error).splitlines()[0]}") from error
-    return parsed
+    return [override for text in overrides for override in _parsed(text)]
+
+
+@lru_cache(maxsize=4096)
+def _parsed(text: str) -> tuple[Override, ...]:
+    """Parse one override; tables ask for the same few again and again."""
+    if "=" not in text and not text.startswith("~"):
+        owners = [name for name, choices in groups().items() if text in choices]
+        hint = did_you_mean(f"{name}={text}" for name in owners)
+        raise ConfigError(f"'{text}' is not of the form key=value{hint}")
+    try:
+        return tuple(OverridesParser.create().parse_overrides([text]))
+    except HydraException as error:
+        raise ConfigError(f"'{text}' cannot be read: {str(error).splitlines()[0]}") from error
 
 
 def verify(overrides: Sequence[str]) -> None:
