@@ -11,7 +11,7 @@ export OMP_NUM_THREADS ?= 1
 OPTIONS = --scale $(SCALE) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(JOBS),--jobs $(JOBS)) $(if $(GPUS),--gpus $(GPUS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow lint report bench
+.PHONY: help setup test test-slow lint report bench fuzz
 
 help:  ## Show this list
 	@echo "make <target> [PAPER=mabn] [SCALE=proxy|single_gpu|paper] [SEEDS=n] [JOBS=n] [GPUS=n] [DATA_DIR=folder]"
@@ -45,6 +45,9 @@ test: setup  ## Run the test suite (the slow tests left out)
 
 test-slow: setup  ## Run the slow tests
 	$(PY) -m pytest -n auto --maxprocesses 8 -m slow
+
+fuzz: setup  ## Ask the layers and the command line for CASES random things (default 10000)
+	CASES=$(or $(CASES),10000) $(PY) -m pytest tests/test_fuzz.py
 
 bench: setup  ## Time the layers against torch's batch norm: results/bench_<hardware>.md
 	$(PY) scripts/bench.py

@@ -42,6 +42,8 @@ def check(cfg: DictConfig, world: int = 1) -> None:
         value = OmegaConf.select(cfg, key)
         if value not in allowed:
             raise ConfigError(f"{key}={value} is none of {', '.join(map(str, allowed))}")
+    if not isinstance(cfg.run.root, str) or not cfg.run.root:
+        raise ConfigError(f"run.root={cfg.run.root} must be the path of a folder")
     for key in ("batch.devices", "batch.norm", "batch.total", "run.threads", "run.timeout"):
         _require_integer(cfg, key, at_least=1)
     _require_integer(cfg, "seed", at_least=0)
@@ -152,6 +154,8 @@ def _require_positive(key: str, section: Mapping[str, Any], hint: str = "") -> N
 def _check_scale(cfg: DictConfig) -> None:
     """`scale=proxy` stands for digits: on ImageNet it would put a wrong number in a table."""
     fits = cfg.scale.data
+    if not (fits is None or (OmegaConf.is_list(fits) and all(isinstance(f, str) for f in fits))):
+        raise ConfigError(f"scale.data={fits} must be a list of data sets, or null for any")
     if fits is not None and cfg.data.name not in fits:
         raise ConfigError(
             f"scale={cfg.scale.name} does not fit data={cfg.data.name}: it fits "

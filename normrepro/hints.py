@@ -46,6 +46,8 @@ def _parsed(text: str) -> tuple[Override, ...]:
         owners = [name for name, choices in groups().items() if text in choices]
         hint = did_you_mean(f"{name}={text}" for name in owners)
         raise ConfigError(f"'{text}' is not of the form key=value{hint}")
+    if not text.partition("=")[0].strip("~+ "):
+        raise ConfigError(f"'{text}' names no key")
     try:
         return tuple(OverridesParser.create().parse_overrides([text]))
     except HydraException as error:
@@ -101,7 +103,8 @@ def _verify_key(override: Override, base: DictConfig) -> None:
             f"{key} is no key of this config{hint} (to add it on purpose: +{key}=...)"
         )
     expected = "" if key in FREE else _kind(_value(base, key))
-    if expected and value is not None and _kind(value) != expected:
+    whole = expected in ("a mapping", "a list")  # which nothing can do without
+    if expected and (value is not None or whole) and _kind(value) != expected:
         now = "" if expected == "a mapping" else f", as {known[key]} is"
         raise ConfigError(f"{override.input_line}: {key} must be {expected}{now}")
 
@@ -176,7 +179,7 @@ def compose_raw(overrides: tuple[str, ...]) -> DictConfig:
     try:
         cfg = copy.deepcopy(_composed(chosen))
         ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         lines = [line for e in (error, error.__cause__) if e for line in str(e).splitlines()]
         text = " ".join(line.strip() for line in lines if line.strip())
         raise ConfigError(text or type(error).__name__) from error

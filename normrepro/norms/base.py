@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normrepro.norms.arguments import integer, number
+
 Stats = dict[str, Tensor]
 
 
@@ -48,10 +50,8 @@ class Normalizer(nn.Module):
         affine: bool = True,
     ) -> None:
         super().__init__()
-        if channels < 1 or replicas < 1 or (group is not None and group < 1):
-            raise ValueError(
-                f"channels={channels}, group={group} and replicas={replicas} must be positive"
-            )
+        integer(channels=channels, replicas=replicas, group=1 if group is None else group)
+        number(0, eps=eps)
         self.channels = self.num_features = channels
         self.group, self.replicas, self.eps, self.affine = group, replicas, eps, affine
         self.weight = nn.Parameter(torch.ones(channels)) if affine else None
@@ -65,16 +65,22 @@ class Normalizer(nn.Module):
         """Normalize x (N, C, *).
 
         Raises:
-            ValueError: Wrong rank or channels, or (in training) a batch that the groups do not
-                divide.
+            ValueError: Wrong rank, channels or dtype, or (in training) a batch that the groups do
+                not divide.
         """
-        if x.dim() < 2 or x.shape[1] != self.channels:
-            raise ValueError(f"expected (N, {self.channels}, *), got {tuple(x.shape)}")
+        self.check(x)
         if not self.training:
             return self.infer(x)
         if torch.compiler.is_compiling():  # state moves in Python: training stays out of the graph
             return torch.compiler.disable(self._train)(x)
         return self._train(x)
+
+    def check(self, x: Tensor) -> None:
+        """Refuse what is no batch of this layer: ValueError on another rank, channels or dtype."""
+        if x.dim() < 2 or x.shape[1] != self.channels:
+            raise ValueError(f"expected (N, {self.channels}, *), got {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise ValueError(f"expected a batch of floats, got the dtype {x.dtype}")
 
     def _train(self, x: Tensor) -> Tensor:
         return self.normalize(x, self.rows(x))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from normrepro.norms import core
+from normrepro.norms.arguments import integer, number
 from normrepro.norms.base import Normalizer, Stats, across_calls, move
 from normrepro.norms.joined import join_means, join_moments
 
@@ -51,6 +52,8 @@ class BatchNorm(Normalizer):
         processes: int | None = None,
     ) -> None:
         super().__init__(channels, group, replicas, eps, affine)
+        number(0, 1, momentum=0 if momentum is None else momentum)
+        integer(processes=1 if processes is None else processes)
         self.momentum, self.processes = momentum, processes
         self.add_state("running_mean", torch.zeros(channels))
         self.add_state("running_var", torch.ones(channels))

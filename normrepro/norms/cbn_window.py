@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from normrepro.norms.arguments import integer, number
+
 EXAMPLES, LONGEST = 16, 8  # of the paper's rule for k (section 4.3)
 
 
@@ -17,9 +19,9 @@ def check_options(variant: str, window: int | None, order: int, burn_in: float) 
         raise ValueError(f"variant={variant!r} must be paper or official")
     if order not in (0, 1, 2) or (order == 2 and variant == "official"):
         raise ValueError(f"order={order} must be 0, 1 or (variant='paper' only) 2")
-    if window is not None and window < 1:
-        raise ValueError(f"window={window} must be at least 1, or null for the paper's rule")
-    if burn_in < 0 or (burn_in >= 1 and burn_in != int(burn_in)):
+    integer(window=1 if window is None else window)  # None: the paper's rule
+    number(0, burn_in=burn_in)
+    if burn_in >= 1 and burn_in % 1:
         raise ValueError(f"burn_in={burn_in} must be a number of steps, or a fraction below 1")
 
 

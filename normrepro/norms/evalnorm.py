@@ -4,6 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from normrepro.norms.arguments import number
 from normrepro.norms.auxiliary import auxiliary_gradients, corrected
 from normrepro.norms.base import Normalizer, Stats, across_calls
 from normrepro.norms.batch import BatchNorm, bessel_factor
@@ -78,10 +79,13 @@ class EvalNorm(BatchNorm):
     ) -> None:
         super().__init__(channels, group, replicas, eps, affine, momentum)
         for value in (alpha, beta):
-            if value not in RULES and (isinstance(value, str) or not 0 <= value <= 1):
+            if not isinstance(value, str):
+                number(0, 1, **{"alpha or beta": value})
+            elif value not in RULES:
                 raise ValueError(f"alpha, beta = {value!r} must be in [0, 1] or one of {[*RULES]}")
         if method not in ("online", "fixed"):
             raise ValueError(f"method={method!r} must be 'online' or 'fixed'")
+        number(0, lr=lr)
         self.method, self.lr, self.unbiased, self.keep_inputs = method, lr, unbiased, keep_inputs
         self.given = {"alpha": alpha, "beta": beta}
         self.batch = group  # B, from the first training batch where no group is given

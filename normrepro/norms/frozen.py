@@ -47,8 +47,7 @@ class FrozenBatchNorm(BatchNorm):
         Raises:
             ValueError: Wrong rank or channels, or a training batch that the replicas do not divide.
         """
-        if x.dim() < 2 or x.shape[1] != self.channels:
-            raise ValueError(f"expected (N, {self.channels}, *), got {tuple(x.shape)}")
+        self.check(x)
         if not self.training or self.replicas == 1:
             return self.infer(x)
         if len(x) % self.replicas:

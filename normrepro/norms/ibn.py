@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from normrepro.norms.arguments import number
 from normrepro.norms.base import Normalizer
 from normrepro.norms.batch import BatchNorm
 from normrepro.norms.core import compute_dtype, is_channels_last
@@ -48,6 +49,7 @@ class IBN(Normalizer):
         ratio: float = 0.5,
     ) -> None:
         super().__init__(channels, group, replicas, eps, affine)
+        number(0, 1, ratio=ratio)
         self.half = int(channels * ratio)
         if not 0 < self.half < channels:
             raise ValueError(f"{ratio=} of {channels} channels leaves one norm without any")

@@ -2,9 +2,10 @@
 
 import math
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
+from normrepro.norms.arguments import integer
 from normrepro.norms.base import Normalizer
 
 
@@ -44,8 +45,7 @@ class GroupNorm(Normalizer):
         super().__init__(channels, group, replicas, eps, affine)
         if indivisible not in ("error", "divisor"):
             raise ValueError(f"{indivisible=} is none of error, divisor (norm.layer.indivisible)")
-        if groups < 1:
-            raise ValueError(f"{groups=} must be 1 or more (norm.layer.groups)")
+        integer(groups=groups)
         self.groups = min(groups, channels)
         if channels % self.groups and indivisible == "divisor":
             self.groups = math.gcd(groups, channels)
@@ -57,9 +57,14 @@ class GroupNorm(Normalizer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize x (N, C, *), in training and evaluation alike."""
-        if x.dim() < 2 or x.shape[1] != self.channels:
-            raise ValueError(f"expected (N, {self.channels}, *), got {tuple(x.shape)}")
-        return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
+        self.check(x)
+        if x.numel() == 0:
+            return x.clone()
+        weight, bias = self.weight, self.bias
+        if weight is not None and x.dtype == torch.float64:
+            weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+        # Not torch.nn.functional's, which refuses a single value where there is one image only.
+        return torch.group_norm(x, self.groups, weight, bias, self.eps)
 
 
 class LayerNorm(GroupNorm):

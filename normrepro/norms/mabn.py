@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from normrepro.norms import core
+from normrepro.norms.arguments import integer, number
 from normrepro.norms.base import Stats, across_calls, move
 from normrepro.norms.batch import group_moments
 from normrepro.norms.centre import centre
@@ -90,6 +91,8 @@ class MABN(Windowed):
     ) -> None:
         super().__init__(channels, group, replicas, eps, affine)
         _check(variant, structure, fp, bp, memory, clip)
+        number(0, 1, momentum=momentum)
+        number(0, renorm_from=0 if renorm_from is None else renorm_from)
         self.variant, self.structure, self.fp, self.bp = variant, structure, fp, bp
         self.momentum, self.memory, self.clip, self.centre = momentum, memory, clip, centre
         self.renorm_from = RENORM_FROM[variant] if renorm_from is None else renorm_from
@@ -251,5 +254,5 @@ def _check(variant: str, structure: str, fp: str, bp: str, memory: int | None, c
             raise ValueError(f"{key}={value!r} must be one of {', '.join(allowed)}")
     if structure == "vanilla" and variant != "paper":
         raise ValueError(f"variant={variant!r} has only the modified structure")
-    if clip < 1 or (memory is not None and memory < 1):
-        raise ValueError(f"clip={clip} and memory={memory} must be at least 1")
+    number(1, clip=clip)
+    integer(memory=1 if memory is None else memory)

@@ -1,9 +1,12 @@
 """Batch renormalization (Ioffe 2017), the baseline BRN of MABN, CBN and EvalNorm."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from normrepro.norms import core
+from normrepro.norms.arguments import number
 from normrepro.norms.base import Normalizer, Stats, across_calls, move
 from normrepro.norms.batch import group_moments
 
@@ -60,15 +63,19 @@ class BatchRenorm(Normalizer):
         ema: str = "std",
     ) -> None:
         super().__init__(channels, group, replicas, eps, affine)
-        if limits not in LIMITS or ema not in ("std", "var") or r_max < 1 or d_max < 0:
-            raise ValueError(
-                f"one of {limits=} ({', '.join(LIMITS)}), {ema=} (std, var), {r_max=} (at least 1) "
-                f"and {d_max=} (at least 0) is wrong"
-            )
+        number(0, 1, momentum=momentum)
+        number(1, r_max=r_max)
+        number(0, d_max=d_max)
+        if limits not in LIMITS or ema not in ("std", "var"):
+            raise ValueError(f"{limits=} must be one of {', '.join(LIMITS)}, {ema=} std or var")
         if limits == "fractions" and starts is None:
             raise ValueError(
                 "limits='fractions' needs starts=(start, r, d) as fractions of the run"
             )
+        if starts is not None and (not isinstance(starts, Sequence) or len(starts) != 3):
+            raise ValueError(f"{starts=} must be three numbers: start, and the ends of r and d")
+        for value in starts or ():
+            number(0, starts=value)
         self.momentum, self.r_max, self.d_max, self.limits, self.ema = (
             momentum,
             r_max,

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from normrepro.norms import core
+from normrepro.norms.arguments import number
 from normrepro.norms.base import Normalizer, Stats, across_calls
 
 
@@ -46,6 +47,7 @@ class SwitchableNorm(Normalizer):
         momentum: float = 0.1,
     ) -> None:
         super().__init__(channels, group, replicas, eps, affine)
+        number(0, 1, momentum=momentum)
         self.momentum = momentum
         self.mean_weight, self.var_weight = (nn.Parameter(torch.ones(3)) for _ in range(2))
         self.add_state("running_mean", torch.zeros(channels))

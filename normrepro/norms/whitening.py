@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from normrepro.norms.arguments import integer
 from normrepro.norms.base import Normalizer
 from normrepro.norms.core import compute_dtype, is_channels_last
 
@@ -51,18 +52,19 @@ class GroupWhitening(Normalizer):
         variant: str = "paper",
     ) -> None:
         super().__init__(channels, group, replicas, eps, affine)
+        integer(groups=groups)
+        integer(0, iterations=iterations)
         self.groups, self.iterations, self.variant = min(groups, channels), iterations, variant
-        if groups < 1 or channels % self.groups:
+        if channels % self.groups:
             raise ValueError(
                 f"groups={groups} does not divide {channels} channels (norm.layer.groups)"
             )
-        if variant not in VARIANTS or iterations < 0:
-            raise ValueError(f"{variant=} must be one of {VARIANTS}, {iterations=} >= 0")
+        if variant not in VARIANTS:
+            raise ValueError(f"{variant=} must be one of {VARIANTS}")
 
     def forward(self, x: Tensor) -> Tensor:
         """Whiten x (N, C, *), in training and evaluation alike."""
-        if x.dim() < 2 or x.shape[1] != self.channels:
-            raise ValueError(f"expected (N, {self.channels}, *), got {tuple(x.shape)}")
+        self.check(x)
         if x.numel() == 0:
             return x.clone()
         with torch.autocast(x.device.type, enabled=False):

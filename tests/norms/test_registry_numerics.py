@@ -152,7 +152,7 @@ def test_wrong_inputs_are_refused(name: str) -> None:
             layer(torch.zeros(*shape))
     for mistake in ({"channels": 0}, {"replicas": 0}, {"group": 0}):
         given = {"channels": C, "group": 2, "replicas": 2} | mistake
-        with pytest.raises(ValueError, match="must be positive"):
+        with pytest.raises(ValueError, match="must be an integer of at least 1"):
             instantiate(LAYERS[name])(given.pop("channels"), **given)
     if layer.across_batch:
         with pytest.raises(ValueError, match=r"batch\.norm"):
