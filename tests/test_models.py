@@ -151,6 +151,14 @@ def test_bottlenecks_have_the_names_and_shortcuts_of_resnet50():
     torch.testing.assert_close(net.layer1[1](x), x)  # a silent branch passes what is positive
 
 
+def test_a_resnext_block_has_groups_and_twice_the_width():
+    net = small_resnet(depth=11, width=16, block="resnext")
+    conv = net.layer2[0].conv2
+    assert (conv.groups, conv.in_channels, conv.out_channels) == (8, 32, 32)
+    assert net.layer2[0].conv3.out_channels == 64
+    assert net(torch.randn(2, 1, 8, 8)).shape == (2, 10)
+
+
 def test_the_perceptron_has_a_norm_after_each_hidden_layer():
     net = mlp(layers=3, width=8, num_classes=5, in_channels=1, size=4)
     kinds = [type(m).__name__ for m in net]
