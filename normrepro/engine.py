@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from normrepro import build, checkpoint, optim, record, trained
 from normrepro.checks import SaveError
 from normrepro.config import run_dir, run_name
-from normrepro.data.base import seed_of
+from normrepro.data.base import lost_workers_named, seed_of
 from normrepro.diagnostics import Watch, layer_names
 from normrepro.distributed import join
 from normrepro.finite import Diverged
@@ -51,7 +51,8 @@ def run(cfg: DictConfig) -> float:
     trainer.begun = started
     trainer.snapshots.resume(trainer)
     with Mirror(cfg, ranks, trainer.state.history) as mirror, Progress(ranks, steps) as bar:
-        outcome = train(trainer, mirror, bar)
+        with lost_workers_named():
+            outcome = train(trainer, mirror, bar)
         result = make_record(trainer, outcome)
         if ranks.first:
             write(cfg, result)
@@ -124,8 +125,19 @@ def make_record(trainer: Trainer, outcome: dict[str, Any]) -> dict[str, Any]:
             "channels_last": trainer.channels_last,
         },
         "seconds": trainer.seconds,
-        "notes": trainer.notes,
+        "notes": trainer.notes + data_notes(trainer.data.notes, history),
     }
+
+
+def data_notes(notes: list[str], history: list[dict[str, Any]]) -> list[str]:
+    """Return what is to be said of the data: what they know themselves, and what was unreadable."""
+    worst = max((row.get("skipped_images", 0) for row in history), default=0)
+    if worst:
+        return [
+            *notes,
+            f"up to {worst} training image(s) an epoch could not be read; others stood in",
+        ]
+    return notes
 
 
 def summary(history: list[dict[str, Any]]) -> dict[str, float]:

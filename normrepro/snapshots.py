@@ -57,6 +57,7 @@ class Snapshots:
         """
         self.saved_at = time.monotonic()
         weights = checkpoint.model_state(trainer.model, self.ranks)
+        trainer.state.skipped = sum(self.ranks.share(self.data.skipped))
         if not self.ranks.first:
             return
         state = self.describe(trainer) | {"model": weights}
@@ -116,6 +117,7 @@ class Snapshots:
         trainer.optimizer.load_state_dict(state["optimizer"])
         trainer.scaler.load_state_dict(state["scaler"])
         trainer.state = type(trainer.state)(**state["progress"])
+        self.data.skipped = trainer.state.skipped if self.ranks.first else 0
         log.info("%s goes on at step %d of %d", run_name(self.cfg), step, trainer.steps)
 
     def _keep_surroundings(self, trainer: "Trainer", state: dict[str, Any]) -> None:

@@ -34,6 +34,7 @@ class State:
     seconds: float = 0.0
     history: list[Row] = field(default_factory=list)
     overflows: int = 0  # steps in a row that the loss scaler skipped
+    skipped: int = 0  # training images of the epoch that could not be read, on all processes
 
 
 class Trainer:
@@ -237,6 +238,9 @@ class Trainer:
         done = self.state.step - epoch * self.data.steps_per_epoch
         where = {"epoch": epoch + 1, "step": self.state.step}
         rate = self.optimizer.param_groups[0]["lr"]
+        skipped = sum(self.ranks.share(self.data.skipped))
+        if skipped:
+            where["skipped_images"] = skipped
         return where | {
             "lr": rate,
             "train_loss": self.state.loss_sum / done,

@@ -8,6 +8,7 @@ the world size changes nothing that a model sees.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -30,6 +31,8 @@ class Source(Protocol):
     train_size: int
     val_size: int
     steps_per_epoch: int
+    skipped: int  # images of this rank's epoch that could not be read, and others shown instead
+    notes: list[str]  # what a run's record should say of the data
 
     def train_batches(self, epoch: int, start: int = 0) -> Batches:
         """Yield this rank's slice of every full global batch of the epoch from step `start` on."""
@@ -42,6 +45,25 @@ class Source(Protocol):
     def train_eval_batches(self) -> Batches:
         """Yield this rank's part of the training images, each once, as evaluation shows images."""
         ...
+
+
+@contextmanager
+def lost_workers_named() -> Iterator[None]:
+    """Say what to do when the system killed a decoding process.
+
+    torch raises from a signal handler, that is anywhere in the main process: the engine holds this
+    around the whole training too.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise DataError(
+            f"a decoding process died ({str(error).strip().rstrip('.')}): most often memory or "
+            "shared memory ran out. Start the same command again and the run goes on from its last "
+            "checkpoint; data.workers=<fewer> needs less memory"
+        ) from error
 
 
 def seed_of(*parts: int | str) -> int:

@@ -30,6 +30,8 @@ class InMemory:
         eval_batch: Images per batch of an evaluation.
     """
 
+    skipped = 0  # what lies in memory can be read
+
     def __init__(
         self,
         train: Labelled,
@@ -47,6 +49,7 @@ class InMemory:
         )
         self.train_size, self.val_size = len(self.labels), len(self.val_labels)
         check_batches(total, rank, world, self.train_size)
+        self.notes: list[str] = []
         self.classes, self.seed, self.total = classes, seed, total
         self.rank, self.world = rank, world
         self.shape = tuple(self.images.shape[1:])

@@ -3,6 +3,7 @@
 ROOT/train/<class>/*.jpg and ROOT/val/<class>/*.jpg, the classes sorted by name.
 """
 
+import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,9 +35,16 @@ class Split:
         return os.path.join(self.folder, os.fsdecode(self.paths[index]))
 
 
+def _listed(folder: str | Path) -> list[os.DirEntry[str]]:
+    try:
+        return list(os.scandir(folder))
+    except OSError as error:
+        raise DataError(f"cannot list the folder {folder}: {error.strerror}. {REMEDY}") from error
+
+
 def images_below(folder: str, prefix: str) -> Iterator[str]:
     """Yield the images of a class folder and its subfolders, sorted, relative to the split."""
-    for entry in sorted(os.scandir(folder), key=lambda e: e.name):
+    for entry in sorted(_listed(folder), key=lambda e: e.name):
         if entry.is_dir():
             yield from images_below(entry.path, f"{prefix}/{entry.name}")
         elif entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith("."):
@@ -50,7 +58,7 @@ def scan_split(folder: Path, wanted: list[str] | None = None) -> Split:
         folder: Holds a folder per class.
         wanted: Names of the classes to take, sorted; None takes all.
     """
-    entries = os.scandir(folder)
+    entries = _listed(folder)
     names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
     if not names:
         raise DataError(f"no class folders in {folder}: {LAYOUT.replace(' below it', '')}")
@@ -100,6 +108,37 @@ def scan(
             f"only in val: {shorten(only_val)}. Give both the same class folders, or {REMEDY}"
         )
     return train, val
+
+
+def shared_files(train: Split, val: Split, most: int = 10000) -> list[str]:
+    """Look for validation images among the training images: same class, name, size and content.
+
+    Args:
+        train: Training images.
+        val: Validation images.
+        most: How many files of one name to compare at most.
+
+    Returns:
+        A sentence, or nothing.
+    """
+    names = sorted(set(train.paths.tolist()) & set(val.paths.tolist()))[:most]
+    pairs = [[os.path.join(s.folder, os.fsdecode(n)) for s in (train, val)] for n in names]
+    same = [os.fsdecode(n) for n, pair in zip(names, pairs, strict=True) if _alike(*pair)]
+    if not same:
+        return []
+    return [f"{len(same)} image(s) are in train and in val: {shorten(same)}"]
+
+
+def _alike(one: str, other: str) -> bool:
+    try:
+        return os.path.getsize(one) == os.path.getsize(other) and _digest(one) == _digest(other)
+    except OSError:  # whether it can be read is seen when it is decoded
+        return False
+
+
+def _digest(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def shorten(names: list[str], most: int = 5) -> str:
