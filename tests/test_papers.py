@@ -12,6 +12,12 @@ from normrepro.tables import Table
 NUMBERED = {
     "mabn": (range(1, 8), {"1a", "1b", "2", "3", "4"}, set()),
     "cbn": (range(1, 10), {"1", "3a", "3b", "4", "5a", "5b", "6"}, {2}),
+    "evalnorm": (range(1, 3), {"1", "2a", "2b", "3", "4", "5"}, set()),
+    "xbnblock": (
+        range(1, 7),
+        {"2a", "2b", "2c", "3a", "3b", "3c", "4a", "4b", "5a", "5b", "7", "8"},
+        {1, 6},
+    ),
 }
 RUNNABLE = [table for table in papers.load_all() if not table.obstacle]
 SCALES = ("paper", "single_gpu", "proxy")
@@ -42,6 +48,26 @@ SHARED = {
         ["table3 bn b8", "figure3a bn k2"],
         ["table3 bn b16", "figure3a bn k4", "figure4 bn16 accuracy"],
         ["table3 bn b32", "figure3a bn k8"],
+    ],
+    "evalnorm": [
+        *[
+            [f"table1 {row} {column}" for row in ("ema", "en", "rule", "offline", "ema_top5")]
+            for column in ("b32", "b16", "b8", "b4", "b2")
+        ],
+        *[
+            ["figure2b ema " + column, *[f"figure4 {row} {column}" for row in ("inverse", "en")]]
+            for column in ("b2", "b4", "b8", "b16", "b32", "b64", "b128")
+        ],
+        ["figure2a ema b2", "figure2a en b2"],
+        ["figure2b en b4", "figure5 en_4 d20", "figure5 ema_4 d20"],
+        ["figure2b en b8", "figure5 en_8 d20", "figure5 ema_8 d20"],
+    ],
+    "xbnblock": [
+        ["table1 bn accuracy", "table2 bn resnet50", "figure7 bn accuracy", "figure8 bn d5"],
+        ["table1 p2 accuracy", "table2 p2 resnet50", "figure7 gn_p2 accuracy", "figure8 p2 d0"],
+        ["table1 gn accuracy", "table2 gn resnet50", "figure7 gn_full accuracy"],
+        ["table2 p2_d2 resnet50", "figure7 gn_d2 accuracy"],
+        ["figure7 in_p2 accuracy", "figure8 in d3"],
     ],
 }
 
