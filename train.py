@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from normrepro import interrupt, lock
+from normrepro import ending, interrupt, lock
 from normrepro.checks import SaveError
 from normrepro.cli import check_command_line, help_page
 from normrepro.config import (
@@ -69,7 +69,7 @@ def work(cfg: DictConfig) -> float:
         return engine.run(cfg)
     except ConfigError as error:
         if distributed():  # perhaps only this rank lacks the data, and the others wait for it
-            end_together(error, run_name(cfg), 2)
+            end_together(error, run_dir(cfg), 2)
         raise
 
 
@@ -101,7 +101,7 @@ def job(cfg: DictConfig) -> float:
         raise
     except SaveError as error:
         if distributed():
-            end_together(error, run_name(cfg), NOT_SAVED)
+            end_together(error, run_dir(cfg), NOT_SAVED)
         log.error("error: %s", error)
         if not sweep:
             raise SystemExit(NOT_SAVED) from None
@@ -109,7 +109,7 @@ def job(cfg: DictConfig) -> float:
         raise
     except Exception as error:
         if distributed() or world_size() > 1:
-            end_together(error, run_name(cfg), 1)
+            end_together(error, run_dir(cfg), 1)
         if sweep:
             log.exception("%s failed", run_name(cfg))
             failed.append(run_name(cfg))
@@ -119,6 +119,7 @@ def job(cfg: DictConfig) -> float:
 def main() -> None:
     """Check the command line and hand it to Hydra."""
     interrupt.exit_before_training()
+    ending.begin()
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(help_page())
         return

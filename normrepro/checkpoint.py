@@ -22,6 +22,7 @@ from normrepro.norms import Normalizer
 
 log = logging.getLogger("normrepro")
 NAMES = ("last.pt", "previous.pt")
+HOLDS = {"run", "config", "data", "shape", "threads", "kernels", "progress", "model"}
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -72,10 +73,15 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("packed entries, which torch does not write")  # a bomb, perhaps
             broken = archive.testzip()
         if broken:
-            raise ValueError(f"{path} is damaged: wrong checksum in {broken}")
-        return torch.load(path, map_location="cpu", weights_only=True)
+            raise ValueError(f"wrong checksum in {broken}")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or not state.keys() >= HOLDS:
+            raise ValueError("it is no checkpoint of a run")
+        return state
     except OSError:
         raise
     except Exception as error:  # zip, pickle and torch each have their own

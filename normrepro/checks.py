@@ -24,6 +24,10 @@ class ConfigError(ValueError):
     """What a person asked for cannot be run; the message names the override that mends it."""
 
 
+class DisagreementError(ConfigError):
+    """The processes of a job differ; every one of them knows it, and the first says so."""
+
+
 class SaveError(RuntimeError):
     """What a run ends with cannot be written; the message says what to mend."""
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from normrepro.config import ConfigError
+from normrepro.checks import ConfigError, DisagreementError
 from normrepro.norms import Normalizer
 
 
@@ -64,11 +64,11 @@ class Ranks:
         """Refuse to start where the processes differ in something that they must share.
 
         Raises:
-            ConfigError: On every process, with all the values.
+            DisagreementError: On every process, with all the values.
         """
         texts = self.share(text)
         if len(set(texts)) > 1:
-            raise ConfigError(
+            raise DisagreementError(
                 f"the processes differ in their {what}: {texts}; start them all alike"
             )
 

@@ -18,6 +18,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from normrepro.trust import is_run_name
+
 Record = dict[str, Any]
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -148,8 +150,9 @@ def _parse(text: str) -> Record | None:
         record = json.loads(text)
     except ValueError:
         return None
-    ended = isinstance(record, dict) and "run" in record and record.get("status") in STATUSES
-    return record if ended else None
+    if not isinstance(record, dict) or record.get("status") not in STATUSES:
+        return None
+    return record if is_run_name(record.get("run")) else None
 
 
 def merge_records(path: Path | str, records: Iterable[Record]) -> list[str]:

@@ -1,6 +1,7 @@
 """Open what a run left: the trained model, or its evaluation once more."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 from normrepro import build, checkpoint
 from normrepro.config import ConfigError
 from normrepro.distributed import Ranks, join
+from normrepro.trust import vetted
 
 log = logging.getLogger("normrepro")
 
@@ -28,19 +30,20 @@ def find(run: str | Path, root: str | Path = "runs") -> Path:
     raise ConfigError(f"run.eval={run}: no checkpoint at {', '.join(map(str, places))}")
 
 
-def load(run: str | Path, root: str | Path = "runs") -> nn.Module:
+def load(run: str | Path, root: str | Path = "runs", trust: Sequence[str] = ()) -> nn.Module:
     """Return the trained model of a run, in evaluation mode, on the CPU.
 
     Args:
         run: The run's name, its directory, or the path of a checkpoint.
         root: Where runs live, for a name.
+        trust: Packages of your own whose classes its config may name; see `trust.py`.
 
     Raises:
-        ConfigError: There is no checkpoint.
+        ConfigError: There is no checkpoint, or its config names what it may not.
         ValueError: It is damaged.
     """
     state = checkpoint.read(find(run, root))
-    model, _ = _restore(state, Ranks(0, 1, torch.device("cpu")))
+    model, _ = _restore(state, Ranks(0, 1, torch.device("cpu")), trust)
     return model.eval()
 
 
@@ -52,7 +55,8 @@ def evaluate(cfg: DictConfig) -> float:
     """
     ranks = join(cfg.run.device, cfg.run.timeout)
     state = checkpoint.read(find(cfg.run.eval, cfg.run.root))
-    model, own = _restore(state, ranks, {"run": cfg.run, "eval": cfg.eval, "data": _place(cfg)})
+    mine = {"run": cfg.run, "eval": cfg.eval, "data": _place(cfg)}
+    model, own = _restore(state, ranks, cfg.run.trust, mine)
     data = build.data(own, ranks)
     if build.counts(data) != state["data"]:
         log.warning("trained on data with %s, evaluated on %s", state["data"], build.counts(data))
@@ -69,10 +73,13 @@ def _place(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _restore(
-    state: dict[str, Any], ranks: Ranks, more: dict[str, Any] | None = None
+    state: dict[str, Any],
+    ranks: Ranks,
+    trust: Sequence[str] = (),
+    more: dict[str, Any] | None = None,
 ) -> tuple[nn.Module, DictConfig]:
     """Build the model of a checkpoint with all its devices' replicas on this process."""
-    cfg = OmegaConf.merge(OmegaConf.create(state["config"]), more or {})
+    cfg = OmegaConf.merge(OmegaConf.create(vetted(state["config"], trust)), more or {})
     whole = Ranks(0, 1, ranks.device)
     steps = state["progress"]["step"]
     model = build.model(cfg, state["data"]["classes"], tuple(state["shape"]), whole, steps)
