@@ -120,8 +120,9 @@ class Forked:
                 pass
             self.returncode = self.zygote.codes.pop(self.pid, None)
             if self.returncode is None and self.zygote.alive is False:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self.pid, signal.SIGKILL)
+                for kill in (os.killpg, os.kill):  # it may not lead its group yet
+                    with contextlib.suppress(ProcessLookupError):
+                        kill(self.pid, signal.SIGKILL)
                 self.returncode = RESUME
         return self.returncode
 

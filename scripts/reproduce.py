@@ -73,8 +73,9 @@ def reproduce(args: argparse.Namespace) -> int:
     if missing:
         title = tables[0].label if args.table else f"{len(tables)} tables"
         total = len(campaign.owners())
-        jobs = min(args.jobs or default_jobs(args.scale), len(missing))
-        bars = Bars(f"{title} {args.scale}", total, total - len(missing), jobs)
+        jobs = side_by_side(args, len(missing))
+        shown = jobs if args.launcher == "local" else 0  # the others' runs tell nothing meanwhile
+        bars = Bars(f"{title} {args.scale}", total, total - len(missing), shown)
         launch = partial(launchers.launch, args.launcher, jobs, args.slurm, args.train)
         campaign.train([task(table, cell, args) for table, cell in missing], launch, bars)
     paths = campaign.render(tables)
@@ -91,7 +92,7 @@ def reproduce(args: argparse.Namespace) -> int:
 def task(table: Table, cell: Cell, args: argparse.Namespace) -> Task:
     """Return the process that trains a cell's run."""
     python, where = [sys.executable], [f"run.paper={table.paper}", f"run.table={table.name}"]
-    if args.gpus > 1:
+    if args.gpus > 1 and args.launcher != "slurm":  # Slurm starts a task per GPU itself
         python += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={args.gpus}"]
     runs = args.runs.resolve()
     if runs != ROOT / "runs":  # else the default, which says nothing of this machine to the record
@@ -100,10 +101,16 @@ def task(table: Table, cell: Cell, args: argparse.Namespace) -> Task:
     return Task(cell.run, runs / cell.run, command, args.gpus)
 
 
-def default_jobs(scale: str) -> int:
-    """Return one run per core that this process may use at proxy, else one."""
-    if scale not in plan.LOCAL_SCALES:
-        return 1
+def side_by_side(args: argparse.Namespace, missing: int) -> int | None:
+    """Return how many runs go side by side: at proxy one per core, else one; Slurm knows itself."""
+    if args.launcher == "slurm":
+        return args.jobs
+    here = args.launcher == "joblib" or args.scale in plan.LOCAL_SCALES
+    return min(args.jobs or (cores_here() if here else 1), missing)
+
+
+def cores_here() -> int:
+    """Return how many cores this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return cores or 1
 
