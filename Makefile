@@ -4,18 +4,22 @@ SCALE ?= proxy
 SEEDS ?=
 JOBS ?=
 GPUS ?=
+LAUNCHER ?=
+SLURM ?=
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 export OMP_NUM_THREADS ?= 1
-OPTIONS = --scale $(SCALE) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(JOBS),--jobs $(JOBS)) $(if $(GPUS),--gpus $(GPUS))
+OPTIONS = --scale $(SCALE) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(GPUS),--gpus $(GPUS))
+TRAINING = $(OPTIONS) $(if $(JOBS),--jobs $(JOBS)) $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(if $(SLURM),--slurm "$(SLURM)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow lint report bench fuzz
+.PHONY: help setup test test-slow lint report bench fuzz check-claims chaos
 
 help:  ## Show this list
 	@echo "make <target> [PAPER=mabn] [SCALE=proxy|single_gpu|paper] [SEEDS=n] [JOBS=n] [GPUS=n] [DATA_DIR=folder]"
-	@grep -E '^[a-z%<>-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 34
+	@echo "              [LAUNCHER=local|joblib|slurm] [SLURM='partition=gpu timeout_min=1440 cpus_per_task=12']"
+	@grep -E '^[a-z%<>-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
 	@echo "  e.g. make reproduce-table1, make plan-mabn-table1 SCALE=paper"
 
 setup: $(VENV)/.ready  ## Create .venv and install the project and its tools into it
@@ -29,12 +33,15 @@ $(VENV)/.ready: pyproject.toml
 	touch $@
 
 reproduce-table%: setup  ## Train what is missing of PAPER's table and render it, e.g. reproduce-table1
-	$(PY) scripts/reproduce.py $(PAPER) table$* $(OPTIONS)
+	$(PY) scripts/reproduce.py $(PAPER) table$* $(TRAINING)
 
-reproduce-%: setup  ## The same for <paper>-table<n>, e.g. reproduce-mabn-table1
-	$(PY) scripts/reproduce.py $(subst -, ,$*) $(OPTIONS)
+reproduce-figure%: setup  ## The same for a figure of PAPER
+	$(PY) scripts/reproduce.py $(PAPER) figure$* $(TRAINING)
 
-plan-%: setup  ## Show finished and missing cells, commands and cost, e.g. plan-mabn-table1 SCALE=paper
+reproduce-%: setup  ## The same for <paper>-table<n>, <paper>-figure<n>, a whole <paper>, or all
+	$(PY) scripts/reproduce.py $(subst -, ,$*) $(TRAINING)
+
+plan-%: setup  ## Show finished and missing runs, commands and cost of the same
 	$(PY) scripts/plan.py $(subst -, ,$*) $(OPTIONS)
 
 report: setup  ## Render all tables and their index from results/records.jsonl
@@ -45,6 +52,12 @@ test: setup  ## Run the test suite (the slow tests left out)
 
 test-slow: setup  ## Run the slow tests
 	$(PY) -m pytest -n auto --maxprocesses 8 -m slow
+
+check-claims: setup  ## Check the papers' claims
+	$(PY) scripts/check_claims.py
+
+chaos: setup  ## Kill runs at KILLS random moments (default 200) and compare every bit
+	$(PY) scripts/chaos.py --kills $(or $(KILLS),200)
 
 fuzz: setup  ## Ask the layers and the command line for CASES random things (default 10000)
 	CASES=$(or $(CASES),10000) $(PY) -m pytest tests/test_fuzz.py

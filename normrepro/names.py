@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -49,28 +50,41 @@ def _composed(overrides: tuple[str, ...]) -> DictConfig:
 
 @functools.cache
 def _memory() -> dict[str, str]:
-    """Read the names that earlier processes found, and write them back at this one's end."""
-    path = folder() / f"names-{fingerprint()}.json"
+    """Read the names that earlier processes found."""
+    return remembered("names", fingerprint())
+
+
+def remembered(kind: str, mark: str) -> dict[str, Any]:
+    """Read what earlier processes found, and write it back with what is added at this one's end.
+
+    Args:
+        kind: What is remembered: the name of the file begins with it.
+        mark: Hash of all that it depends on.
+    """
+    path = folder() / f"{kind}-{mark}.json"
     known = _read(path)
     atexit.register(_save, path, known, len(known), os.getpid())
     return known
 
 
-def _save(path: Path, known: dict[str, str], before: int, process: int) -> None:
-    """Write the names if there are new ones, beside what other processes found meanwhile."""
+def _save(path: Path, known: dict[str, Any], before: int, process: int) -> None:
+    """Write what is known if there is more of it, beside what other processes found meanwhile."""
     if len(known) == before or os.getpid() != process:  # a forked child leaves it to its parent
         return
     try:
         write_json(path, _read(path) | known)
-        others = sorted(path.parent.glob("names-*.json"), key=lambda p: p.stat().st_mtime)
+        others = sorted(
+            path.parent.glob(f"{path.name.partition('-')[0]}-*.json"),
+            key=lambda p: p.stat().st_mtime,
+        )
         for old in others[:-KEPT]:
             old.unlink()
     except OSError:
         pass  # a cache folder that cannot be written to costs time only
 
 
-def _read(path: Path) -> dict[str, str]:
-    """Return the names in a file; a missing or damaged one has none."""
+def _read(path: Path) -> dict[str, Any]:
+    """Return what a file holds; a missing or damaged one holds nothing."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

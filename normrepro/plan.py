@@ -1,28 +1,19 @@
-"""What a table still needs: its cells with their state, the exact commands, the GPU-hours.
+"""What tables still need: their cells with their state, the exact commands, the GPU-hours."""
 
-The hours are an estimate: floating point operations of one image's forward pass (torch's counter,
-which sees convolutions and matrix products, on the meta device), times three for the backward pass,
-times the images of the run, over a sustained throughput that is assumed and can be changed.
-"""
-
-import functools
-import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
-
-from normrepro import config, papers
+from normrepro import lock, papers
 from normrepro.blocks import grid
+from normrepro.checks import ConfigError
+from normrepro.cost import PASSES, THROUGHPUT, run_hours
 from normrepro.record import ROOT, Record, read_result
 from normrepro.tables import Cell, Table
 
-THROUGHPUT = (
-    10.0  # TFLOP/s, assumed: what a V100-class GPU sustains on a ResNet-50 in mixed precision
-)
-PASSES = 3  # forward, and a backward pass of twice its cost
 LOCAL_SCALES = ("proxy",)  # where a record made elsewhere is no substitute for the local run
+STATES = ("done", "diverged", "running", "missing")
 
 
 def ended(cell: Cell, scale: str, records: Mapping[str, Record], runs: Path) -> Record | None:
@@ -70,43 +61,40 @@ def command(cell: Cell, gpus: int = 1) -> list[str]:
     return [*start, "train.py", *cell.overrides]
 
 
-def gpu_hours(cfg: DictConfig, throughput: float = THROUGHPUT) -> float:
-    """Estimate the GPU-hours of a run at a throughput in TFLOP/s."""
-    return flops_per_image(cfg) * PASSES * images(cfg) / (throughput * 1e12) / 3600
+@dataclass(frozen=True)
+class Plan:
+    """One run: its cell, its state (one of STATES), who has it, its cost if that is known."""
+
+    cell: Cell
+    state: str
+    who: str
+    hours: float | None
+
+    @property
+    def open(self) -> bool:
+        """Whether its hours are still to be spent."""
+        return self.state in ("running", "missing")
 
 
-def images(cfg: DictConfig) -> int:
-    """Return the number of images that a run trains on, each pass over one counted."""
-    steps = cfg.recipe.steps
-    if steps is None:
-        if cfg.data.expect.train is None:
-            raise config.ConfigError(
-                f"data={cfg.data.name} does not say how many images it has: "
-                "set data.expect.train or recipe.steps"
-            )
-        steps = cfg.recipe.epochs * (cfg.data.expect.train // cfg.batch.total)
-    return min(steps, cfg.scale.max_steps or steps) * cfg.batch.total
+def plan(
+    cells: Iterable[Cell], scale: str, records: Mapping[str, Record], throughput: float, runs: Path
+) -> dict[str, Plan]:
+    """Return the plan of every run of some cells."""
+    found = {}
+    for cell in distinct(cells):
+        state, who = state_of(cell, scale, records, runs)
+        found[cell.run] = Plan(cell, state, who, run_hours(cell.overrides, throughput))
+    return found
 
 
-def flops_per_image(cfg: DictConfig) -> int:
-    """Count the operations of one image's forward pass; a multiply-add is two."""
-    build = OmegaConf.to_container(cfg.model.build, resolve=True)
-    return _flops(json.dumps(build), cfg.data.expect.classes, cfg.data.channels, cfg.data.size)
-
-
-@functools.cache
-def _flops(build: str, classes: int, channels: int, size: int) -> int:
-    """Count the forward pass of a model, given as JSON so that equal models are counted once."""
-    import torch  # here: the driver asks this module what to do and trains nothing itself
-    from hydra.utils import instantiate
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with torch.device("meta"):
-        model = instantiate(json.loads(build), num_classes=classes).eval()
-        example = torch.zeros(1, channels, size, size)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(example)
-    return counter.get_total_flops()
+def state_of(cell: Cell, scale: str, records: Mapping[str, Record], runs: Path) -> tuple[str, str]:
+    """Return a cell's state, and who trains it where somebody does."""
+    record = ended(cell, scale, records, runs)
+    if record is not None:
+        return record["status"].replace("finished", "done"), ""
+    folder = runs / cell.run
+    holder = lock.holder(folder) if folder.is_dir() else None
+    return ("missing", "") if holder is None else ("running", lock.describe(folder, holder))
 
 
 def render(
@@ -120,37 +108,93 @@ def render(
 ) -> str:
     """Return the plan of a table: a row per cell, the commands of missing runs, the hours."""
     cells = table.cells(scale, seeds)
-    states = {cell.run: ended(cell, scale, records, runs) for cell in cells}
-    missing = [cell for cell in distinct(cells) if states[cell.run] is None]
-    hours = {c.run: gpu_hours(config.compose(c.overrides), throughput) for c in distinct(cells)}
+    plans = plan(cells, scale, records, throughput, runs)
     rows = [
-        [c.row, c.column, str(c.seed), _state(states[c.run]), _hours(hours[c.run]), f"`{c.run}`"]
+        [c.row, c.column, str(c.seed), plans[c.run].state, _hours([plans[c.run]]), f"`{c.run}`"]
         for c in cells
     ]
-    total, left = sum(hours.values()), sum(hours[cell.run] for cell in missing)
-    count = len(states) - len(missing)
+    missing = [own for own in plans.values() if own.state == "missing"]
     parts = [
         f"# Plan of {table.paper} {table.name}, scale: {scale}",
-        f"{count} of {len(states)} runs are done; {len(missing)} are missing.",
+        f"{_counts(plans.values())}.",
         grid(["row", "column", "seed", "state", "GPU-hours", "run"], rows),
-        f"GPU-hours: {_hours(left)} missing of {_hours(total)} in all, at an assumed "
-        f"{throughput:g} TFLOP/s per GPU (`--tflops` changes it): "
-        f"FLOPs of one image's forward pass x {PASSES} x images.",
-        _commands(missing, gpus),
+        "\n".join(f"- {own.who}" for own in plans.values() if own.who),
+        _cost(plans.values(), throughput),
+        _commands([own.cell for own in missing], gpus),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _hours(hours: float) -> str:
+def overview(
+    tables: Sequence[Table],
+    others: Sequence[str],
+    scale: str,
+    records: Mapping[str, Record],
+    seeds: int | Sequence[int] | None = None,
+    throughput: float = THROUGHPUT,
+    runs: Path = ROOT / "runs",
+) -> str:
+    """Return a line per table, and totals in which a run that several tables share counts once."""
+    rows, cells, broken = [], [], list(others)
+    for table in tables:
+        try:
+            own = table.cells(scale, seeds)
+        except ConfigError as error:
+            broken.append(f"{table.label}: {error}")
+            continue
+        cells += own
+        rows.append((table.label, {cell.run for cell in own}))
+    plans = plan(cells, scale, records, throughput, runs)
+    lines = [_line(label, [plans[run] for run in names]) for label, names in rows]
+    lines.append(_line("all, shared runs once", list(plans.values())))
+    parts = [
+        f"# Plan of {len(rows)} tables and figures, scale: {scale}",
+        f"{_counts(plans.values())}.",
+        grid(["table", "runs", *STATES, "GPU-hours left", "in all"], lines),
+        _cost(plans.values(), throughput),
+        "\n".join(f"- {own.who}" for own in plans.values() if own.who),
+        "\n".join(f"- {reason}" for reason in broken),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _line(label: str, plans: Sequence[Plan]) -> list[str]:
+    """Return one line of the overview."""
+    counts = [sum(own.state == state for own in plans) for state in STATES]
+    left = [own for own in plans if own.open]
+    return [label, *map(str, (len(plans), *counts)), _hours(left), _hours(plans)]
+
+
+def _counts(plans: Iterable[Plan]) -> str:
+    """Say how many runs there are in every state that any is in."""
+    states = [own.state for own in plans]
+    ended_ones = sum(state in ("done", "diverged") for state in states)
+    running, missing = states.count("running"), states.count("missing")
+    middle = f"; {running} are running" if running else ""
+    return f"{ended_ones} of {len(states)} runs are done{middle}; {missing} are missing"
+
+
+def _cost(plans: Iterable[Plan], throughput: float) -> str:
+    """Say what is left to be spent."""
+    plans = list(plans)
+    unknown = sum(own.hours is None for own in plans)
+    more = f" {unknown} runs are on data of unknown size and not in the sum." if unknown else ""
+    return (
+        f"GPU-hours: {_hours([own for own in plans if own.open])} missing of {_hours(plans)} in "
+        f"all, at an assumed {throughput:g} TFLOP/s per GPU (`--tflops` changes it): "
+        f"FLOPs of one image's forward pass x {PASSES} x images.{more}"
+    )
+
+
+def _hours(plans: Sequence[Plan]) -> str:
     """Return hours with as many digits as the estimate deserves."""
+    known = [own.hours for own in plans if own.hours is not None]
+    if plans and not known:
+        return "?"
+    hours = sum(known)
     if 0 < hours < 0.01:
         return "< 0.01"
     return f"{hours:.2f}" if hours < 10 else f"{hours:,.0f}"
-
-
-def _state(record: Record | None) -> str:
-    """Return the word for a cell's state."""
-    return "missing" if record is None else record["status"].replace("finished", "done")
 
 
 def _commands(missing: Sequence[Cell], gpus: int) -> str:

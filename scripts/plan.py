@@ -1,4 +1,9 @@
-"""Print what a table still needs: `python scripts/plan.py mabn table1 --scale paper --gpus 8`."""
+"""Print what tables still need.
+
+python scripts/plan.py mabn table1 --scale paper --gpus 8   cells, cost, commands of a table
+python scripts/plan.py mabn                                 a line per table of a paper
+python scripts/plan.py all                                  a line per table of all papers
+"""
 
 import argparse
 import sys
@@ -7,19 +12,21 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that a checkout works without being installed
 
-from normrepro import papers, plan  # noqa: E402
+from normrepro import cost, plan  # noqa: E402
 from normrepro.config import ConfigError  # noqa: E402
 from normrepro.record import RecordError, read_records  # noqa: E402
 
 
 def parser() -> argparse.ArgumentParser:
-    result = argparse.ArgumentParser(description=__doc__)
-    result.add_argument("paper")
-    result.add_argument("table", help="table1, figure2, ...")
+    result = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    result.add_argument("paper", help="mabn, cbn, ..., or all")
+    result.add_argument("table", nargs="?", help="table1, figure2, ...; default: all of the paper")
     result.add_argument("--scale", default="proxy")
     result.add_argument("--seeds", type=int, help="default: as many as the table declares")
     result.add_argument("--gpus", type=int, default=1, help="processes per run, one per GPU")
-    result.add_argument("--tflops", type=float, default=plan.THROUGHPUT, help="per GPU, sustained")
+    result.add_argument("--tflops", type=float, default=cost.THROUGHPUT, help="per GPU, sustained")
     result.add_argument("--runs", type=Path, default=ROOT / "runs")
     result.add_argument("--results", type=Path, default=ROOT / "results")
     return result
@@ -28,12 +35,14 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = parser().parse_args()
     try:
-        table = papers.load_table(args.paper, args.table)
+        tables, others = plan.chosen(args.paper, args.table, args.scale)
         records = read_records(args.results / "records.jsonl")
-        print(
-            plan.render(table, args.scale, records, args.seeds, args.gpus, args.tflops, args.runs),
-            end="",
-        )
+        known = (args.scale, records, args.seeds)
+        if args.table:
+            text = plan.render(tables[0], *known, args.gpus, args.tflops, args.runs)
+        else:
+            text = plan.overview(tables, others, *known, args.tflops, args.runs)
+        print(text, end="")
     except (ConfigError, RecordError) as error:
         sys.exit(f"error: {error}")
 

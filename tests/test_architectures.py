@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from torch import nn
 from torchvision.models import get_model_weights
 
-from normrepro import build, config, convert, norms, optim, plan
+from normrepro import build, config, convert, cost, norms, optim
 from normrepro.distributed import Ranks
 from normrepro.hints import groups
 from normrepro.trainer import Trainer
@@ -87,13 +87,13 @@ def test_the_plan_counts_what_torchvision_counts(name: str) -> None:
     original, pixels = COUNTED[name]
     cfg = config.compose(["data=imagenet", f"model={name}", f"data.size={pixels}"])
     reference = get_model_weights(original).IMAGENET1K_V1.meta["_ops"]
-    assert plan.flops_per_image(cfg) / 2e9 == pytest.approx(reference, rel=0.01)
+    assert cost.flops_per_image(cfg) / 2e9 == pytest.approx(reference, rel=0.01)
 
 
 @pytest.mark.parametrize("name", [n for n in SIZES if n not in (*COUNTED, "timm", "resnet50")])
 def test_the_plan_counts_the_others_too(name: str) -> None:
     cfg = config.compose([f"data={SIZES[name].data}", f"model={name}"])
-    millions = plan.flops_per_image(cfg) / 2e6
+    millions = cost.flops_per_image(cfg) / 2e6
     assert millions == pytest.approx(
         {"resnetv2_50": 4089, "resnetv2_cifar": 40.8, "mlp": 0.413}.get(name, 0.5), rel=0.9
     )
