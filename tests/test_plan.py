@@ -137,7 +137,7 @@ def test_the_overview_counts_shared_runs_once_and_says_what_cannot_be_run(table,
 
 def test_what_is_asked_for_and_what_cannot_be_made():
     tables, others = plan.chosen("all", None, "paper")
-    assert {table.paper for table in tables} == set(papers.names())
+    assert {"mabn", "cbn", "evalnorm", "xbnblock"} <= {table.paper for table in tables}
     assert "CBN Table 5: not runnable yet: needs the detection task" in others
     with pytest.raises(ConfigError, match="not runnable yet: needs the detection task"):
         plan.chosen("cbn", "table5", "paper")
