@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that a checkout works without being installed
 
 import epochs  # noqa: E402
+import inputs  # noqa: E402
 import timing  # noqa: E402
 import torch  # noqa: E402
 import torchvision  # noqa: E402
@@ -43,6 +44,7 @@ TITLES = {
     "steps": "One training step (forward, loss, backward, SGD, state of the norms)",
     "layers": "The layer alone (forward, backward, state)",
     "epoch": epochs.TITLE,
+    "data": inputs.TITLE,
 }
 
 
@@ -52,7 +54,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores")
     result.add_argument("--pairs", type=int, default=30, help="pairs of times per cell")
     result.add_argument("--norms", nargs="+", default=WANTED)
-    result.add_argument("--parts", nargs="+", default=("steps", "layers", "epoch"))
+    result.add_argument("--parts", nargs="+", default=("steps", "layers", "epoch", "data"))
+    result.add_argument("--photos", type=Path, help="JPEGs to decode; default: scikit-learn's")
     result.add_argument("--results", type=Path, default=ROOT / "results")
     result.add_argument("--quick", action="store_true", help="5 pairs, printed and not written")
     return result
@@ -64,7 +67,8 @@ def main() -> None:
     args.pairs = 5 if args.quick else args.pairs
     text = heading(args)
     for part in args.parts:
-        lines = epochs.table(args) if part == "epoch" else table(part, args)
+        others = {"epoch": epochs.table, "data": beside_step}
+        lines = others.get(part, partial(table, part))(args)
         text += f"\n## {TITLES[part]}\n\n" + "\n".join(lines) + "\n"
     print(text)
     if not args.quick:
@@ -107,6 +111,11 @@ def training_step(name: str | None, net: str, form: torch.memory_format, device:
         optimizer.zero_grad()
 
     return run
+
+
+def beside_step(args: argparse.Namespace) -> Iterator[str]:
+    """Measure the data path beside a training step with torch's batch norm."""
+    return inputs.table(args, lambda form: training_step(None, tuple(STEPS)[1], form, args.device))
 
 
 def replaced(model: nn.Module, name: str | None, example: Tensor | None) -> nn.Module:

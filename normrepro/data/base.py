@@ -7,6 +7,7 @@ the world size changes nothing that a model sees.
 
 import hashlib
 import json
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -59,6 +60,8 @@ def lost_workers_named() -> Iterator[None]:
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
+        # Said once: torch's handler would raise again while the process ends.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         raise DataError(
             f"a decoding process died ({str(error).strip().rstrip('.')}): most often memory or "
             "shared memory ran out. Start the same command again and the run goes on from its last "
