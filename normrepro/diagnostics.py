@@ -31,6 +31,7 @@ class Epoch:
         train: Starts the batches that the epoch trained on, this rank's slices.
         images: Starts this rank's part of the training images without augmentation, each once.
         test: Starts this rank's part of the validation set.
+        loss: The task's loss of a batch: model, images, labels.
     """
 
     model: nn.Module
@@ -38,6 +39,7 @@ class Epoch:
     train: Callable[[], Batches]
     images: Callable[[], Batches]
     test: Callable[[], Batches]
+    loss: Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 class Diagnostic(Protocol):
@@ -84,16 +86,20 @@ def layer_names(model: nn.Module) -> list[str]:
     return ["input", *layers(model)]
 
 
-class TrainError:
+class AfterEpoch:
+    """A diagnostic that needs passes of its own, and sees nothing of the evaluation."""
+
+    def watch(self, model: nn.Module) -> AbstractContextManager[None]:
+        """See nothing."""
+        return nullcontext()
+
+
+class TrainError(AfterEpoch):
     """The training error of the weights at an epoch's end, normalized as in training.
 
     XBNBlock's training error (Figures 2 to 5): batch statistics on the batches of the epoch, by the
     same weights as the test error beside it. Nothing moves.
     """
-
-    def watch(self, model: nn.Module) -> AbstractContextManager[None]:
-        """See nothing: the training set needs a pass of its own."""
-        return nullcontext()
 
     def report(self, epoch: Epoch) -> dict[str, Any]:
         """Return `train_error` in percent."""
@@ -105,6 +111,19 @@ class TrainError:
             sums += torch.stack([wrong.sum(), torch.full_like(wrong.sum(), len(y))])
         wrong, count = epoch.ranks.sum(sums).tolist()
         return {"train_error": 100 * wrong / count}
+
+
+class Coefficients(AfterEpoch):
+    """EvalNorm's alpha and beta in each layer (EvalNorm, Figure 3)."""
+
+    def report(self, epoch: Epoch) -> dict[str, Any]:
+        """Return lists `alpha` and `beta`; None for the input and for other normalizers."""
+        found = layers(epoch.model).values()
+        own = [m if isinstance(m, norms.EvalNorm) else None for m in found]
+        return {
+            name: [None, *(m and float(getattr(m, name)) for m in own)]
+            for name in ("alpha", "beta")
+        }
 
 
 @torch.no_grad()

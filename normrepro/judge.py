@@ -80,6 +80,7 @@ class Judge:
             train=lambda: self._shaped(data.train_batches(epoch)),
             images=lambda: self._shaped(data.train_eval_batches()),
             test=self.validation,
+            loss=self.task.loss,
         )
 
     def _shaped(self, batches: Batches) -> Batches:

@@ -123,7 +123,7 @@ def test_disturbed_errors_are_means_over_draws() -> None:
 
 def test_one_training_has_all_of_evalnorms_rows_and_the_bits_it_had_before(tmp_path: Path) -> None:
     with_them = run(tmp_path / "a", *SHORT, "batch.norm=4")
-    without = run(tmp_path / "b", "norm=evalnorm", "batch.norm=4", "norm.evaluations=null")
+    without = run(tmp_path / "b", "norm=evalnorm", "batch.norm=4", "~norm.evaluations")
     assert same_bits(weights(only_run(tmp_path / "a")), weights(only_run(tmp_path / "b")))
     metrics, plain = with_them["metrics"], without["metrics"]
     assert {k: v for k, v in metrics.items() if k in plain} == plain
