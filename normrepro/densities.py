@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from normrepro import norms
 from normrepro.config import ConfigError
 from normrepro.diagnostics import AfterEpoch, Epoch, layers, untouched
+from normrepro.distributed import evaluation_state
 from normrepro.tasks.classification import evaluating
 
 BINS, LIMIT = 80, 4.0  # of the histograms, from -LIMIT to LIMIT
@@ -51,10 +52,17 @@ class Densities(AfterEpoch):
                     if name == "bn":
                         untouched(epoch.model, x)
                         continue
-                    with norms.evaluation_rule(epoch.model, rule), evaluating(epoch.model):
-                        epoch.model(x)
+                    self._evaluate(epoch, rule, x)
             found |= _described(name, torch.cat(values), epoch)
         return found
+
+    def _evaluate(self, epoch: Epoch, rule: str | None, x: Tensor) -> None:
+        with (
+            evaluation_state(epoch.model, epoch.ranks),
+            norms.evaluation_rule(epoch.model, rule),
+            evaluating(epoch.model),
+        ):
+            epoch.model(x)
 
     @contextmanager
     def _collecting(self, layer: norms.Normalizer) -> Iterator[list[Tensor]]:
