@@ -52,7 +52,7 @@ def data(cfg: DictConfig, ranks: Ranks) -> Source:
         augment=OmegaConf.to_container(augment) if OmegaConf.is_config(augment) else augment,
         **options,
     )
-    _compare(cfg, counts(source))
+    compare_with_known(cfg, counts(source))
     return source
 
 
@@ -61,7 +61,7 @@ def counts(source: Source) -> dict[str, int]:
     return {"classes": source.classes, "train": source.train_size, "val": source.val_size}
 
 
-def _compare(cfg: DictConfig, found: dict[str, int]) -> None:
+def compare_with_known(cfg: DictConfig, found: dict[str, int]) -> None:
     """Refuse other data than the paper's at its scale, and warn of it elsewhere."""
     expect = OmegaConf.to_container(cfg.data.expect, resolve=True)
     wanted = {key: count for key, count in expect.items() if count is not None}

@@ -10,7 +10,11 @@ from normrepro import config, hints
 from normrepro.config import ConfigError
 
 CHOICES = [(group, choice) for group, choices in hints.groups().items() for choice in choices]
-FITS = {"paper": "imagenet", "single_gpu": "imagenet", "study": "cifar10"}  # scale to a data set that it fits
+FITS = {
+    "paper": "imagenet",
+    "single_gpu": "imagenet",
+    "study": "cifar10",
+}  # scale to a data set that it fits
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids=["=".join(pair) for pair in CHOICES])

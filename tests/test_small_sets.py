@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from normrepro import config
+from normrepro import build, config
+from normrepro.config import ConfigError
 from normrepro.data import DataError, cifar, mnist, small_sets
 from normrepro.data.byte_images import ByteImages, crop
 from tests.batches import as_ranks, joined
@@ -200,6 +201,29 @@ def test_where_the_files_lie_is_no_part_of_a_runs_name():
         for more in ([], ["data.root=/elsewhere"], ["data.download=true"])
     }
     assert len(names) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "passes"),
+    [
+        (["data=mnist", "data.source.train_from=test"], True),
+        (["data=mnist", "data.source.train_from=test", "data.source.train_images=32"], True),
+        (["data=cifar10", "data.source.train_images=500"], False),
+    ],
+)
+def test_the_papers_scale_takes_its_data_and_xbnblocks_samples(overrides, passes, caplog):
+    cfg = config.compose([*overrides, "scale=paper"])
+    train = cfg.data.source.train_images or 10000
+    found = {"classes": 10, "train": train, "val": 10000}
+    if passes:
+        build.compare_with_known(cfg, found)
+        assert not caplog.records
+        return
+    with pytest.raises(ConfigError, match=r"scale=paper needs the paper's data, .*50000"):
+        build.compare_with_known(cfg, found)
+    cfg.scale.name = "custom"
+    build.compare_with_known(cfg, found)
+    assert "data=cifar10 is known to have" in caplog.text
 
 
 @pytest.mark.slow
