@@ -87,14 +87,18 @@ def per_layer(record: Record, name: str, epoch: int | str) -> list[float | None]
 
 
 def title(name: str) -> str:
-    """Return a metric's name for a reader: ``accuracy at epoch 30``."""
-    found = FORM.fullmatch(name)
-    key, epoch, item, summary = found.groups() if found else (name, None, None, None)
-    words = key.removeprefix("best_").replace("_", " ").replace("top5", "top-5")
-    place = f", layer {item}" if item else f", {summary} of the layers" if summary else ""
+    """Return a metric's name for a reader: ``accuracy of the last epoch``."""
+    return " ".join(words(name))
+
+
+def words(name: str) -> tuple[str, str]:
+    """Return what is measured and when, for a reader."""
+    key, epoch, item, summary = FORM.fullmatch(name).groups()
+    plain = key.removeprefix("best_").replace("_", " ").replace("top5", "top-5")
+    place = f", layer {item}," if item else f", {summary} of the layers," if summary else ""
     if epoch:
-        return f"{words}{place} at {'the last epoch' if epoch == LAST else f'epoch {epoch}'}"
-    return f"{words} of the {'best' if key.startswith('best_') else 'last'} epoch"
+        return f"{plain}{place}", f"at {'the last epoch' if epoch == LAST else f'epoch {epoch}'}"
+    return plain, f"of the {'best' if key.startswith('best_') else 'last'} epoch"
 
 
 def _history(record: Record) -> Sequence[Mapping[str, Any]]:

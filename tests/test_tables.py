@@ -101,6 +101,7 @@ def declared_paper() -> dict:
         (lambda t: t.update(needs="pose", scales={}), "needs is detection or"),
         (lambda t: t.update(compare="all"), "compare is rows or columns"),
         (lambda t: t.update(plot={"kind": "pie"}), "pie"),
+        (lambda t: t.update(plot={"metrics": ["error @ 3"]}), "error @ 3"),
         (lambda t: t.update(plot={"colour": "red"}), "unknown colour"),
     ],
 )

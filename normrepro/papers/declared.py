@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
-from normrepro import reported
+from normrepro import metrics, reported
 from normrepro.config import ConfigError
 from normrepro.tables import Line, Plot, Scale, Table
 
@@ -92,6 +92,10 @@ def _check_table(where: str, table: Table) -> None:
         if getattr(table, key) not in allowed:
             known = " or ".join(str(word) for word in allowed if word)
             raise ConfigError(f"{where}: {key} is {known}, not {getattr(table, key)!r}")
+    named = (table.metric, *(line.metric for line in (*table.rows, *table.columns)))
+    for metric in (*named, *table.plot.metrics):
+        if metric:
+            metrics.parse(metric)
     rows, columns = {row.key for row in table.rows}, {column.key for column in table.columns}
     for row in table.rows:
         _check_row(f"{where}, {row.key}", row, columns, words=table.describes is not None)

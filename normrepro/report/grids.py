@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from normrepro import reported
-from normrepro.blocks import Block, Grid, Title
+from normrepro.blocks import BREAK, Block, Grid, Title
 from normrepro.report.entries import EMPTY, Entries, Entry
 from normrepro.report.ranking import best
 from normrepro.report.verdict import difference, verdict
@@ -21,25 +21,23 @@ Text = Callable[[Entry], str]
 def results(table: Table, scale: str, every: Entries) -> list[Block]:
     """Return the main grids: ours, the paper's, and at scale=paper differences and verdicts."""
     paper = "paper" if scale == "paper" else "paper (full scale)"
-    parts = _parts(table, scale, every, paper)
-    per_column = len(parts) + 2 * bool(table.delta)
-    if per_column * len(table.columns) <= WIDE:
-        return [_narrow(table, every, parts, paper)]
-    found: list[Block] = []
-    for title, text in parts:
-        found += [Title(title, 3), by_column(table, every, text)]
-    return found
-
-
-def _parts(table: Table, scale: str, every: Entries, paper: str) -> list[tuple[str, Text]]:
-    """Return what is said of each entry, with its heading."""
     parts = [
         ("here", partial(ours, best(table, every))),
         (paper, partial(papers, best(table, every, of_paper=True))),
     ]
-    if scale == "paper":
-        parts += [("difference", difference), ("verdict", partial(_verdict, table))]
-    return parts
+    judged = [("difference", difference), ("verdict", partial(_verdict, table))]
+    judged = judged if scale == "paper" else []
+    if (len(parts) + len(judged) + 2 * bool(table.delta)) * len(table.columns) <= WIDE:
+        return [_narrow(table, every, [*parts, *judged], paper)]
+    parts += [("difference and verdict", partial(_judged, table))] if judged else []
+    return [
+        block for title, text in parts for block in (Title(title, 3), by_column(table, every, text))
+    ]
+
+
+def _judged(table: Table, entry: Entry) -> str:
+    """Return an entry's difference and verdict."""
+    return BREAK.join(text for text in (difference(entry), _verdict(table, entry)) if text)
 
 
 def _verdict(table: Table, entry: Entry) -> str:
@@ -123,8 +121,9 @@ def per_seed(table: Table, every: Entries) -> Grid:
 
 
 def row_label(table: Table, row: Line) -> str:
-    """Return a row's label, its block in front."""
-    return f"{row.block}: {row.label}" if row.block else row.label
+    """Return a row's label, its block in front where the label does not say it."""
+    named = not row.block or row.label.startswith(row.block)
+    return row.label if named else f"{row.block}: {row.label}"
 
 
 def line_of(table: Table, row: str) -> Line:

@@ -68,8 +68,13 @@ def progress(table: Table, scale: str, found: Found) -> str:
 
 def legend(table: Table, every: Entries) -> str:
     """Say what the numbers of the grid are."""
-    kinds = dict.fromkeys((entry.metric, entry.better) for entry in every.values())
-    said = "; ".join(f"{metrics.title(metric)}, {better} is better" for metric, better in kinds)
+    kinds: dict[tuple[str, str], dict[str, None]] = {}
+    for entry in every.values():
+        what, when = metrics.words(entry.metric)
+        kinds.setdefault((when, entry.better), {})[what] = None
+    said = "; ".join(
+        f"{', '.join(what)} {when}, {better} is better" for (when, better), what in kinds.items()
+    )
     delta = " Δ is the mean of the paired differences over seeds." if table.delta else ""
     bold = {"rows": " Bold: the best of its column.", "columns": " Bold: the best of its row."}
     return (

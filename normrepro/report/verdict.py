@@ -8,6 +8,7 @@ from normrepro.report.entries import DIVERGED, EMPTY, Entry
 
 LEAST = 3  # seeds
 ASSUMED = 0.3  # points, in the place of a standard deviation that the paper does not give
+ROUNDING = 1e-9  # 70.2 - 70.0 is a little more than 0.2
 REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
 RULE = (
     "A value counts as reproduced where |difference| <= 2 sqrt(s² / n + p²): s is the standard "
@@ -54,5 +55,5 @@ def _judged(entry: Entry, tolerance: float | None) -> str:
     limit = 2 * math.sqrt(statistics.variance(own) / len(own) + paper**2)
     gap = abs(statistics.fmean(own) - reported.value(entry.paper))
     source = "" if given is not None else f", p = {paper:g} assumed"
-    word = REPRODUCED if gap <= limit else NOT_REPRODUCED
+    word = REPRODUCED if gap <= limit + ROUNDING else NOT_REPRODUCED
     return f"{word} (limit {entry.number(limit)}{source})"

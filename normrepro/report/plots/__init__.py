@@ -77,8 +77,8 @@ def _draw(title: str, panels: Sequence[Panel], path: Path, digest: str) -> None:
         drawn = Figure(figsize=(1 + 5.5 * wide, 4 * tall), dpi=120, layout="constrained")
         FigureCanvasAgg(drawn)
         axes = drawn.subplots(tall, wide, squeeze=False).flatten()
-        for axis, panel in zip(axes, panels, strict=False):
-            panel.draw(axis)
+        for number, (axis, panel) in enumerate(zip(axes, panels, strict=False)):
+            panel.draw(axis, number == 0 or panel.labels() != panels[0].labels())
         for axis in axes[len(panels) :]:
             axis.set_axis_off()
         drawn.suptitle(title, fontsize="medium")

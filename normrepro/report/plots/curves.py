@@ -13,30 +13,33 @@ ABOUT = "mean of the seeds, band from least to largest"
 
 
 def panels(table: Table, scale: str, every: Entries) -> list[Panel]:
-    """Return a panel per metric and column; columns of the same runs and metric share one."""
-    found, seen = [], set()
-    for column in table.columns:
+    """Return a panel per metric and column; panels that would show the same are one.
+
+    Where the columns of a row are compared, it is a panel per row, with a line per column.
+    """
+    rows, columns = table.rows, table.columns
+    own = {(row.key, column.key): every[row.key, column.key] for row in rows for column in columns}
+    if table.compare == "columns":
+        rows, columns = columns, rows
+        own = {(other, one): entry for (one, other), entry in own.items()}
+    found: dict[str, Panel] = {}
+    for column in columns:
         for metric in table.plot.metrics or (None,):
-            series = _series(table, column, metric, every)
-            shown = repr([(one.label, one.points) for one in series])
-            if shown not in seen and any(one.points for one in series):
-                seen.add(shown)
-                found.append(_panel(table, column, metric, series))
-    return found
+            entries = {row.label: own[row.key, column.key] for row in rows}
+            panel = _panel(table, column, metric, entries)
+            if any(one.points for one in panel.series):
+                shown = repr((panel.y, [(one.label, one.points) for one in panel.series]))
+                found.setdefault(shown, panel)
+    return list(found.values())
 
 
-def _series(table: Table, column: Line, metric: str | None, every: Entries) -> list[Series]:
-    """Return a line per row."""
-    own = [every[row.key, column.key] for row in table.rows]
-    return [
-        Series(entry.row.label, number, curve(entry.records, metric or entry.metric))
-        for number, entry in enumerate(own)
+def _panel(table: Table, column: Line, metric: str | None, entries: Mapping[str, Entry]) -> Panel:
+    """Return a panel with a line per entry."""
+    series = [
+        Series(label, number, curve(entry.records, metric or entry.metric))
+        for number, (label, entry) in enumerate(entries.items())
     ]
-
-
-def _panel(table: Table, column: Line, metric: str | None, series: list[Series]) -> Panel:
-    """Return a panel with its names."""
-    key = _plain(metric or column.metric or table.metric)
+    key = _plain(metric or next(iter(entries.values())).metric)
     unit = "" if "loss" in key else column.unit or table.unit
     return Panel(
         title=column.label,

@@ -11,6 +11,7 @@ COLORS = ["#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56
 DASHES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)), (0, (3, 5))]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
 HATCHES = ["", "///", "...", "xx", "\\\\\\", "++", "oo", "--"]
+SLANTED = {"rotation": 25, "ha": "right", "rotation_mode": "anchor"}
 PAPER = "paper (full scale)"
 Point = tuple[float, float, float, float]  # x, mean, least, largest
 
@@ -40,12 +41,16 @@ class Panel:
     bars: bool = False
     paper: str = PAPER
 
+    def labels(self) -> list[str]:
+        """Return what a legend would list."""
+        return [series.label for series in self.series if series.points or series.paper]
+
     def told(self) -> Any:
         """Return all that it shows, for JSON."""
         return asdict(self)
 
-    def draw(self, axis: Axes) -> None:
-        """Draw it."""
+    def draw(self, axis: Axes, legend: bool = True) -> None:
+        """Draw it, with a legend or as a neighbor of a panel that has it."""
         for position, series in enumerate(self.series):
             (self._bars if self.bars else self._line)(axis, series, position)
         if any(series.paper for series in self.series):
@@ -55,7 +60,7 @@ class Panel:
         self._mark(axis)
         axis.grid(visible=True, alpha=0.3)
         axis.set_axisbelow(True)
-        if any(series.points or series.paper for series in self.series):
+        if legend:
             axis.legend(fontsize="small")
 
     def _mark(self, axis: Axes) -> None:
@@ -68,7 +73,7 @@ class Panel:
             places, labels = zip(*self.ticks, strict=True)
             axis.xaxis.set_major_locator(FixedLocator(places))
             axis.xaxis.set_minor_locator(NullLocator())
-            axis.set_xticklabels(labels, fontsize="small", rotation=20 if _long(labels) else 0)
+            axis.set_xticklabels(labels, fontsize="small", **(SLANTED if _long(labels) else {}))
         else:
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
