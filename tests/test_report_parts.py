@@ -138,7 +138,7 @@ def test_layers_are_lines_per_row_at_each_epoch_or_per_epoch_of_one_row():
     every = entries(two, found({("bn", "b2"): [1.0], ("gn", "b2"): [1.0]}))
     first, third = layers.panels(two, "proxy", every)
     assert (first.title, third.title) == ("epoch 1", "epoch 3")
-    assert third.series[1].points == [(1, 3.0, 3.0, 3.0), (2, 6.0, 6.0, 6.0)]
+    assert third.series[1].points == [(0, 3.0, 3.0, 3.0), (1, 6.0, 6.0, 6.0)]
     one = dataclasses.replace(two, rows=two.rows[:1])
     (panel,) = layers.panels(one, "proxy", entries(one, found({("bn", "b2"): [1.0]})))
     assert [series.label for series in panel.series] == ["epoch 1", "epoch 3"]
