@@ -1,7 +1,9 @@
 """The driver, with real processes that train nothing: skipping, failing, stopping, going on."""
 
+import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -17,12 +19,19 @@ pytestmark = pytest.mark.dist
 ROOT = Path(__file__).resolve().parents[1]
 # Stands for train.py: tells its progress, then leaves a record, fails, or waits for ever.
 CHILD = """
-import json, os, sys, time
+import contextlib, json, os, sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from normrepro import config, record
+from normrepro import config, lock, record
 cfg = config.compose(sys.argv[1:])
 folder = config.run_dir(cfg)
+held = contextlib.ExitStack()
+try:
+    held.enter_context(lock.hold(folder))
+except lock.HeldError:
+    sys.exit(lock.HELD)
+if (folder / "result.json").exists():
+    sys.exit()
 with open(folder / "started", "a") as file:
     print(os.getpid(), file=file)
 pipe = int(os.environ["NORMREPRO_PROGRESS_FD"])
@@ -32,6 +41,8 @@ for step in (1, 2):
 mode = Path({mode!r}).read_text()
 if mode == "wait":
     time.sleep(600)
+if mode == "slow":
+    time.sleep(0.7)
 if mode == cfg.norm.name:
     sys.exit("this norm is broken today")
 record.write_json(folder / "result.json", dict(
@@ -47,13 +58,15 @@ def start(tmp_path):
     child = tmp_path / "child.py"
     child.write_text(CHILD.format(root=str(ROOT), mode=str(tmp_path / "mode")))
 
-    def run(mode: str) -> subprocess.Popen[str]:
+    def run(mode: str, where: str = ".", table: str | None = "table1") -> subprocess.Popen[str]:
         (tmp_path / "mode").write_text(mode)
+        root = tmp_path / where
         return subprocess.Popen(
             [
-                *[sys.executable, str(ROOT / "scripts" / "reproduce.py"), "mabn", "table1"],
+                *[sys.executable, str(ROOT / "scripts" / "reproduce.py"), "mabn"],
+                *([table] if table else []),
                 *["--seeds", "1", "--jobs", "2", "--train", str(child)],
-                *["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")],
+                *["--runs", str(root / "runs"), "--results", str(root / "results")],
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -63,6 +76,12 @@ def start(tmp_path):
         )
 
     return run
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    """All that a driver leaves for people, but for the lock of the records."""
+    found = (path for path in (folder / "results").rglob("*") if path.is_file())
+    return {str(p.relative_to(folder)): p.read_bytes() for p in found if p.suffix != ".lock"}
 
 
 def starts(tmp_path: Path) -> dict[str, list[int]]:
@@ -114,6 +133,51 @@ def test_a_stopped_driver_leaves_no_process(start, tmp_path):
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+@pytest.mark.slow
+def test_eight_drivers_at_once_train_each_run_once(start, tmp_path):
+    start("train", "warm").communicate(timeout=300)  # else each composes all tables for the index
+    drivers = [start("slow") for _ in range(8)]
+    said = [process.communicate(timeout=600) for process in drivers]
+    assert [process.returncode for process in drivers] == [0] * 8, said
+    assert len({out for out, _ in said}) == 1
+    assert "4 of 4 cells" in said[0][0]
+    assert [len(pids) for pids in starts(tmp_path).values()] == [1] * 4
+    assert any("left to it" in err for _, err in said)
+    assert len(read_records(tmp_path / "results" / "records.jsonl")) == 4
+
+
+@pytest.mark.slow
+def test_killed_drivers_leave_the_bytes_of_an_undisturbed_one(start, tmp_path):
+    start("train", "warm").communicate(timeout=300)
+    begun = time.monotonic()
+    start("slow", "whole").communicate(timeout=300)
+    whole = time.monotonic() - begun
+    kills = [whole * (i + random.random()) / 8 for i in range(8)]  # starts, trains, merges, renders
+    for moment in kills:
+        process = start("slow", "killed")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=moment)
+        process.kill()
+        process.communicate()
+    process = start("slow", "killed")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert written(tmp_path / "killed") == written(tmp_path / "whole"), kills
+
+
+@pytest.mark.slow
+def test_a_whole_paper_is_made_a_broken_run_stops_no_table(start, tmp_path):
+    process = start("brn", table=None)
+    out, err = process.communicate(timeout=500)
+    assert process.returncode == 1
+    lines = {line.partition(": ")[0]: line.partition(": ")[2] for line in out.splitlines()}
+    assert lines["MABN Table 1"] == "3 of 4 runs, 1 failed"
+    assert lines["MABN Table 3"] == "not runnable yet: needs the detection task"
+    assert "this norm is broken today" in err
+    assert (tmp_path / "results" / "mabn_table4.proxy.md").exists()
+    assert max(len(pids) for pids in starts(tmp_path).values()) == 1  # shared runs too
 
 
 def test_progress_in_pieces_is_put_together():
