@@ -32,6 +32,7 @@ class Epoch:
         images: Starts this rank's part of the training images without augmentation, each once.
         test: Starts this rank's part of the validation set.
         loss: The task's loss of a batch: model, images, labels.
+        last: Whether the training ends with it.
     """
 
     model: nn.Module
@@ -40,6 +41,7 @@ class Epoch:
     images: Callable[[], Batches]
     test: Callable[[], Batches]
     loss: Callable[[nn.Module, Tensor, Tensor], Tensor]
+    last: bool = True
 
 
 class Diagnostic(Protocol):
@@ -114,10 +116,12 @@ class TrainError(AfterEpoch):
 
 
 class Coefficients(AfterEpoch):
-    """EvalNorm's alpha and beta in each layer (EvalNorm, Figure 3)."""
+    """EvalNorm's alpha and beta in each layer at the end of the training (EvalNorm, Figure 3)."""
 
     def report(self, epoch: Epoch) -> dict[str, Any]:
         """Return lists `alpha` and `beta`; None for the input and for other normalizers."""
+        if not epoch.last:
+            return {}
         found = layers(epoch.model).values()
         own = [m if isinstance(m, norms.EvalNorm) else None for m in found]
         return {

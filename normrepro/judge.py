@@ -40,11 +40,11 @@ class Judge:
     watch: Watch = field(default_factory=Watch)
     evaluations: Sequence[Further] = ()
 
-    def epoch(self, number: int) -> dict[str, Any]:
-        """Return an epoch's metrics, and what the diagnostics say of it."""
+    def epoch(self, number: int, last: bool = False) -> dict[str, Any]:
+        """Return the metrics of an epoch, maybe the last, and what the diagnostics say of it."""
         metrics = self.task.metrics(self.sums(watched=True))
         with self.autocast():
-            return metrics | self.watch.report(self._scene(number))
+            return metrics | self.watch.report(self._scene(number, last))
 
     def further(self, steps: int) -> dict[str, float]:
         """Return the metrics of the trained weights under the further evaluations.
@@ -72,7 +72,7 @@ class Judge:
             sums = self.task.evaluate(self.model, self.validation())
         return {k: self.ranks.sum(v) for k, v in sums.items()}
 
-    def _scene(self, epoch: int) -> Epoch:
+    def _scene(self, epoch: int, last: bool) -> Epoch:
         data = self.data
         return Epoch(
             self.model,
@@ -81,6 +81,7 @@ class Judge:
             images=lambda: self._shaped(data.train_eval_batches()),
             test=self.validation,
             loss=self.task.loss,
+            last=last,
         )
 
     def _shaped(self, batches: Batches) -> Batches:

@@ -244,7 +244,7 @@ class Trainer:
         return where | {
             "lr": rate,
             "train_loss": self.state.loss_sum / done,
-            **self.judge.epoch(epoch),
+            **self.judge.epoch(epoch, self.state.step == self.steps),
         }
 
     def judged(self) -> Batches:

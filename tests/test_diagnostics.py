@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -190,15 +191,15 @@ def test_coefficients_are_alpha_and_beta_of_each_layer() -> None:
     assert found["alpha"] == [None, *(float(model[i].alpha) for i in (1, 4, 7))]
     assert found["beta"] == [None, *(float(model[i].beta) for i in (1, 4, 7))]
     assert len({*found["alpha"]}) > 2
+    assert Coefficients().report(replace(scene(model), last=False)) == {}
     assert Coefficients().report(scene(net("bn")))["alpha"] == [None] * 4
 
 
 LOOKS = {
     "statistics": ["task.diagnostics.statistics.regular=16"],
     "gradients": ["norm=cbn", "batch.norm=16"],
-    "coefficients": ["norm=evalnorm", "~norm.evaluations"],
     "densities": [
-        *("norm=evalnorm", "~norm.evaluations"),
+        *("norm=evalnorm", "~norm.evaluations", "~norm.diagnostics"),
         "task.diagnostics.densities.layer=layer2.0.bn1",
     ],
 }

@@ -123,10 +123,16 @@ def test_disturbed_errors_are_means_over_draws() -> None:
 
 def test_one_training_has_all_of_evalnorms_rows_and_the_bits_it_had_before(tmp_path: Path) -> None:
     with_them = run(tmp_path / "a", *SHORT, "batch.norm=4")
-    without = run(tmp_path / "b", "norm=evalnorm", "batch.norm=4", "~norm.evaluations")
+    without = run(
+        tmp_path / "b", "norm=evalnorm", "batch.norm=4", "~norm.evaluations", "~norm.diagnostics"
+    )
     assert same_bits(weights(only_run(tmp_path / "a")), weights(only_run(tmp_path / "b")))
     metrics, plain = with_them["metrics"], without["metrics"]
     assert {k: v for k, v in metrics.items() if k in plain} == plain
+    row = with_them["history"][-1]
+    assert len(row["alpha"]) == len(row["beta"]) == len(with_them["layers"])
+    assert "alpha" not in with_them["history"][0]
+    assert min(row["alpha"][1:]) < 1 / 16 < max(row["alpha"][1:])  # it began at the rule's value
     added = {f"{key}_{name}" for name in NAMES for key in ("error", "loss", "top5_error")}
     assert metrics.keys() - plain.keys() == added
     assert with_them["run"] != without["run"]  # what is recorded is part of a run's identity

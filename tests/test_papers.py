@@ -12,7 +12,7 @@ from normrepro.tables import Table
 NUMBERED = {
     "mabn": (range(1, 8), {"1a", "1b", "2", "3", "4"}, set()),
     "cbn": (range(1, 10), {"1", "3a", "3b", "4", "5a", "5b", "6"}, {2}),
-    "evalnorm": (range(1, 3), {"1", "2a", "2b", "3", "4", "5"}, set()),
+    "evalnorm": (range(1, 3), {"1", "2a", "2b", "3a", "3b", "4", "5"}, set()),
     "xbnblock": (
         range(1, 7),
         {"2a", "2b", "2c", "3a", "3b", "3c", "4a", "4b", "5a", "5b", "7", "8"},
