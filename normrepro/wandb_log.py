@@ -1,16 +1,17 @@
 """The mirror of a run in Weights & Biases: one W&B run per run, never the source of a number.
 
 Offline is the default: W&B's files then lie in the run's directory, for `wandb sync` later. With an
-    account (an API key in the
-environment or in ~/.netrc) it logs online. Whatever goes wrong with W&B costs one warning and
-nothing else.
+account (an API key in the environment or in ~/.netrc) it logs online. Whatever goes wrong online
+costs one warning; the run is then mirrored offline, whole, so that `wandb sync` can still send it.
 """
 
 import contextlib
 import logging
 import os
 import shutil
+import sys
 import warnings
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -28,12 +29,11 @@ class Mirror:
     """Logs a run's history, row by row.
 
     An offline folder cannot be continued by W&B, so a resumed run writes a new one from the history
-    in its
-    checkpoint and removes the old: one folder in the end, with every row once.
+    in its checkpoint and removes the old: one folder in the end, with every row once.
     """
 
     def __init__(self, cfg: DictConfig, ranks: Ranks, history: list[Row]) -> None:
-        self.cfg, self.history = cfg, list(history)
+        self.cfg, self.history, self.summary = cfg, list(history), Row()
         self.run: Any = None
         self.mode = choose_mode(cfg.run.wandb) if ranks.first else "disabled"
 
@@ -44,17 +44,16 @@ class Mirror:
 
     def log(self, row: Row) -> None:
         """Log one epoch's row of history; lists stay in the record."""
+        self.history.append(row)
         if self.run is not None:
-            numbers = {k: v for k, v in row.items() if not isinstance(v, list)}
-            self._guard(lambda: self.run.log(numbers, step=row["step"]))
+            self._guard(lambda: self._send(row))
 
     def finish(self, result: Row) -> None:
         """Add the outcome: final metrics, status, commit."""
-        if self.run is None:
-            return
         commit = result["environment"].get("commit")
-        summary = {"status": result["status"], "commit": commit, **result["metrics"]}
-        self._guard(lambda: self.run.summary.update(summary))
+        self.summary = {"status": result["status"], "commit": commit, **result["metrics"]}
+        if self.run is not None:
+            self._guard(lambda: self.run.summary.update(self.summary))
 
     def __exit__(
         self,
@@ -62,8 +61,15 @@ class Mirror:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self.run is not None:  # an unclosed W&B run would swallow the next one
+        while self.run is not None:  # an unclosed W&B run would swallow the next one
+            open_now = self.run
             self._guard(lambda: self.run.finish(exit_code=0 if kind is None else 1))
+            if self.run is open_now:  # else it failed online, and a run offline took its place
+                self.run = None
+
+    def _send(self, row: Row) -> None:
+        numbers = {k: v for k, v in row.items() if not isinstance(v, list)}
+        self.run.log(numbers, step=row["step"])
 
     def _open(self) -> None:
         with warnings.catch_warnings():
@@ -71,8 +77,7 @@ class Mirror:
             import wandb
 
             folder = run_dir(self.cfg)
-            if self.mode == "offline":
-                shutil.rmtree(folder / "wandb", ignore_errors=True)
+            shutil.rmtree(folder / "wandb", ignore_errors=True)  # what is written now has it all
             self.run = wandb.init(
                 project=self.cfg.run.project,
                 dir=str(folder),
@@ -86,6 +91,8 @@ class Mirror:
                     silent=True,
                     console="off",
                     init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", "20")),
+                    finish_timeout=float(os.environ.get("WANDB_FINISH_TIMEOUT", "120")),
+                    finish_timeout_raises=True,
                     x_disable_stats=True,
                     disable_git=True,
                     disable_code=True,
@@ -94,27 +101,38 @@ class Mirror:
             done = self.run.step if self.mode == "online" else -1  # rows that W&B has already
             for row in self.history:
                 if row["step"] > done:
-                    self.log(row)
+                    self._send(row)
+            self.run.summary.update(self.summary)
 
-    def _guard(self, action: Any) -> None:
+    def _guard(self, action: Callable[[], object]) -> None:
+        """Do something with W&B; what fails online is done anew offline."""
         try:
             action()
         except Exception as error:
+            online = self.mode == "online"
+            after = f"`wandb sync {run_dir(self.cfg)}/wandb/offline-*` sends it later"
             log.warning(
-                "W&B fails (%s: %s); the run goes on without it", type(error).__name__, error
+                "W&B fails (%s: %s); the run goes on without it%s",
+                *(type(error).__name__, error, f", and {after}" if online else ""),
             )
             run, self.run = self.run, None
+            self.mode = "offline" if online else "disabled"
             with contextlib.suppress(Exception):
                 if run is not None:
                     run.finish(exit_code=1)
+            with contextlib.suppress(Exception):
+                sys.modules["wandb"].teardown()  # its service keeps the id of a run that failed
+            if online:
+                self._guard(self._open)
 
 
 def labels(cfg: DictConfig) -> dict[str, Any]:
-    """Return W&B's group, job type and tags: paper and table where the driver set them."""
-    paper, table = cfg.run.paper, cfg.run.table
+    """Return W&B's group, job type and tags: paper, table and cell where the driver set them."""
+    paper, table, cell = cfg.run.paper, cfg.run.table, cfg.run.cell
     group = "/".join(part for part in (paper, table, cfg.scale.name) if part)
-    tags = [tag for tag in (paper, table, cfg.scale.name, cfg.norm.name, cfg.data.name) if tag]
-    return {"group": group, "job_type": cfg.norm.name, "tags": tags}
+    words = (paper, table, cell, cfg.scale.name, cfg.norm.name, cfg.data.name)
+    tags = [tag[:64] for tag in dict.fromkeys(words) if tag]  # W&B takes 64 letters
+    return {"group": group, "job_type": cell or cfg.norm.name, "tags": tags}
 
 
 def choose_mode(wanted: str) -> str:

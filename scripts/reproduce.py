@@ -92,6 +92,7 @@ def reproduce(args: argparse.Namespace) -> int:
 def task(table: Table, cell: Cell, args: argparse.Namespace) -> Task:
     """Return the process that trains a cell's run."""
     python, where = [sys.executable], [f"run.paper={table.paper}", f"run.table={table.name}"]
+    where.append(f"run.cell='{cell.row} {cell.column}'")
     if args.gpus > 1 and args.launcher != "slurm":  # Slurm starts a task per GPU itself
         python += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={args.gpus}"]
     runs = args.runs.resolve()
