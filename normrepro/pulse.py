@@ -23,11 +23,6 @@ class Beat:
     stop: bool  # somebody asked for the end
     save: bool  # the first process wants a checkpoint
 
-    @property
-    def finite(self) -> bool:
-        """Whether loss and running statistics are finite."""
-        return math.isfinite(self.loss) and math.isfinite(self.largest)
-
 
 class Pulse:
     """Sends and receives a step's beat; `send` comes before `receive`, once each."""
