@@ -112,7 +112,7 @@ def test_odd_formats_are_read_as_rgb_bytes(tmp_path):
     color = Image.fromarray(np.stack([ramp, ramp[::-1], ramp[:, ::-1]], axis=2))
     color.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
     color.convert("L").save(tmp_path / "gray.jpg", quality=95)
-    Image.fromarray(ramp.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    Image.fromarray(ramp.astype(np.uint16) * 256 + 77).save(tmp_path / "deep.png")
     color.convert("RGBA").save(tmp_path / "alpha.png")
     color.convert("P").save(tmp_path / "palette.png", transparency=bytes([0] * 256))
     color.save(tmp_path / "png_named.jpg", "PNG")
@@ -149,6 +149,9 @@ def test_a_folder_that_cannot_be_listed_is_named(photos, monkeypatch):
 
 
 def test_validation_images_among_the_training_images_are_told(photos, caplog):
+    same_size = photos / "train" / "bee" / "1.JPEG", photos / "val" / "bee" / "1.JPEG"
+    for number, path in enumerate(same_size):
+        path.write_bytes(bytes([number]) * 99)
     assert folder(photos).notes == []  # the same names, other pictures
     shutil.copy(photos / "val" / "bee" / "2.JPEG", photos / "train" / "bee" / "2.JPEG")
     notes = ["1 image(s) are in train and in val: bee/2.JPEG"]

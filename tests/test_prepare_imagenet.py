@@ -115,6 +115,7 @@ def test_a_killed_unpacking_goes_on(archives, tmp_path):
     partial = tmp_path / "new/train/.n03.part"  # as if killed within a class
     partial.mkdir(parents=True, exist_ok=True)
     (partial / "n03_0.JPEG").write_bytes(b"half")
+    (partial / "stray.JPEG").write_bytes(b"of an older archive")
     (tmp_path / "new/val" / f".{VAL}.part").write_bytes(b"half")
     done = run(command)
     assert done.returncode == 0, done.stderr

@@ -78,8 +78,10 @@ def test_an_epoch_crops_and_flips_each_image_by_seed_epoch_and_index_alone():
     first = shown(everything)
     assert torch.equal(shown(everything.flip(0)).flip(0), first)  # not by the place in the batch
     assert torch.equal(torch.cat([shown(p) for p in everything.split(7)]), first)
-    assert not torch.equal(whole.shown(4)(everything), first)
     assert not torch.equal(other.shown(3)(everything), first)
+    for augment in ({"crop": 4}, {"flip": 0.5}):
+        one, two = (source(augment=augment).shown(epoch)(everything) for epoch in (3, 4))
+        assert not torch.equal(one, two)
     late = list(source().train_batches(3, start=2))
     assert torch.equal(joined(late)[0], joined(source().train_batches(3))[0][24:])
 
