@@ -249,3 +249,25 @@ def test_a_forked_run_has_the_environment_and_the_session_of_a_fresh_one(tmp_pat
             os.close(theirs)
         said.append(last_lines(one))
     assert said[0] == said[1]
+
+
+@pytest.mark.slow
+@linux
+def test_many_runs_cost_one_start_up_and_no_memory(
+    tmp_path: Path, child: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = [task(tmp_path, child, f"run{i}", "train") for i in range(80)]
+    monkeypatch.setattr(forks, "spawn", lambda *_: pytest.fail("a fresh process was started"))
+    shown, sizes = bars.Bars("a table", len(tasks), 0, 2), []
+    with launchers.launch("local", 2, "", child, tasks, shown) as launcher:
+        for outcome in launcher.outcomes():
+            assert outcome.record
+            sizes.append(resident())
+    assert len(sizes) == 80
+    assert sizes[-1] - sizes[9] < 4
+
+
+def resident() -> float:
+    """MB of memory that this process holds."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGESIZE") / 2**20
