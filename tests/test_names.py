@@ -1,5 +1,8 @@
 """The memory of run names: many records cost no composing, and what names depend on is in it."""
 
+import hashlib
+import shutil
+
 import pytest
 
 from normrepro import config, hints, names, papers
@@ -22,13 +25,17 @@ def fresh(tmp_path, monkeypatch):
         for save, *arguments in kept:
             save(*arguments)
         kept.clear()
-        names._memory.cache_clear()
-        names._composed.cache_clear()
+        forget()
 
     begin()
     yield begin
     monkeypatch.undo()
-    names._memory.cache_clear()
+    forget()
+
+
+def forget():
+    for own in (names._memory, names._composed, names._chosen, names._group, names.fingerprint):
+        own.cache_clear()
 
 
 def test_ten_thousand_records_are_found_without_composing(tmp_path, monkeypatch, fresh):
@@ -36,7 +43,7 @@ def test_ten_thousand_records_are_found_without_composing(tmp_path, monkeypatch,
 
     def made_up_name(overrides, seed):
         calls.append(overrides)
-        return f"{'-'.join(overrides)}-s{seed}".replace("/", "_")
+        return f"made-up-s{seed}-{hashlib.sha256(''.join(overrides).encode()).hexdigest()[:10]}"
 
     monkeypatch.setattr(names, "_run_name", made_up_name)
     table = papers.load_table("mabn", "table1")
@@ -66,17 +73,43 @@ def test_seeds_share_the_composing_and_names_are_those_of_config(fresh, monkeypa
     assert len(made) == 1
 
 
-def test_a_change_of_configs_code_or_environment_is_another_memory(tmp_path, monkeypatch):
+def test_a_changed_file_makes_only_its_own_runs_new(tmp_path, monkeypatch, fresh):
+    configs = tmp_path / "configs"
+    shutil.copytree(hints.CONFIG_DIR, configs)
+    monkeypatch.setattr(hints, "CONFIG_DIR", configs)
+    rest = ("data=digits", "model=resnet_digits", "recipe=digits", "scale=proxy")
+
+    def known(norm):
+        forget()
+        return names._chosen((f"norm={norm}", *rest))
+
+    def change(path):
+        with open(configs / path, "a") as file:
+            file.write("# changed\n")
+
+    bn, gn = known("bn"), known("gn")
+    change("norm/gn.yaml")
+    assert known("bn") == bn
+    assert known("gn") != gn
+    change("task/classification.yaml")  # the default: no override chooses it
+    assert known("bn") != bn
+    bn = known("bn")
+    change("config.yaml")
+    assert known("bn") != bn
+
+
+def test_the_environment_and_the_code_are_part_of_it(tmp_path, monkeypatch, fresh):
     (tmp_path / "a.yaml").write_text("root: ${oc.env:SOME_FOLDER,x}")
-    monkeypatch.setattr(hints, "CONFIG_DIR", tmp_path)
-    found = {names.fingerprint()}
+    found = {names._hash([tmp_path / "a.yaml"])}
     monkeypatch.setenv("SOME_FOLDER", "y")
-    found.add(names.fingerprint())
+    found.add(names._hash([tmp_path / "a.yaml"]))
     (tmp_path / "a.yaml").rename(tmp_path / "b.yaml")
-    found.add(names.fingerprint())
+    found.add(names._hash([tmp_path / "b.yaml"]))
+    assert len(found) == 3
+    before = names.fingerprint()
+    forget()
     monkeypatch.setattr(names, "CODE", ())
-    found.add(names.fingerprint())
-    assert len(found) == 4
+    assert names.fingerprint() != before
 
 
 def test_a_damaged_memory_costs_time_only(fresh, tmp_path):
