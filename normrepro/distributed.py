@@ -60,6 +60,10 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
+    def first_of(self, text: str | None) -> str | None:
+        """Return the text of the first process that has one."""
+        return next(filter(None, self.share(text)), None)
+
     def agree(self, text: str, what: str) -> None:
         """Refuse to start where the processes differ in something that they must share.
 

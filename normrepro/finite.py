@@ -31,6 +31,33 @@ class Diverged(RuntimeError):
         return f"{self.reason} at step {self.step}{where}"
 
 
+def require(loss: float, largest: float, step: int) -> None:
+    """Refuse a loss, or the running statistics that the step before left, that are not finite.
+
+    Args:
+        loss: Of the step under way, over all processes.
+        largest: In the running statistics.
+        step: Steps done.
+    """
+    if not math.isfinite(largest):
+        raise Diverged("running statistics are not finite", step)
+    if not math.isfinite(loss):
+        raise Diverged(f"the loss is {loss}", step + 1)
+
+
+def require_progress(overflows: int, limit: int | None, step: int) -> None:
+    """Refuse more float16 steps in a row that the loss scaler skipped than `overflows` allows."""
+    limit = limit or OVERFLOWS
+    if overflows >= limit:
+        raise Diverged(f"float16 gradients overflowed in {limit} steps in a row", step + 1)
+
+
+def require_state(layer: str | None, step: int) -> None:
+    """Refuse to judge or keep a model with a broken layer (`broken`)."""
+    if layer:
+        raise Diverged("weights or statistics are not finite", step, layer)
+
+
 def statistics(model: nn.Module) -> list[Tensor]:
     """Return the running statistics of all normalizers, as they lie there now."""
     return [

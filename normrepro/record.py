@@ -21,7 +21,6 @@ from typing import Any
 from normrepro.trust import is_run_name
 
 Record = dict[str, Any]
-
 ROOT = Path(__file__).resolve().parents[1]
 STATUSES = ("finished", "diverged")
 PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "numpy")
@@ -150,17 +149,15 @@ def _parse(text: str) -> Record | None:
         record = json.loads(text)
     except ValueError:
         return None
-    if not isinstance(record, dict) or record.get("status") not in STATUSES:
-        return None
-    return record if is_run_name(record.get("run")) else None
+    ended = isinstance(record, dict) and record.get("status") in STATUSES
+    return record if ended and is_run_name(record.get("run")) else None
 
 
 def merge_records(path: Path | str, records: Iterable[Record]) -> list[str]:
     """Add records to a file, safe beside other processes; say what replaced ones differ in."""
     path = Path(path)
     with _locked(path):
-        kept = read_records(path)
-        messages, changed = [], False
+        kept, messages, changed = read_records(path), [], False
         for record in map(_finite, records):
             old = kept.get(record["run"])
             said = difference(old, record) if old else []

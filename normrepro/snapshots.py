@@ -2,7 +2,7 @@
 
 import logging
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,11 +19,24 @@ if TYPE_CHECKING:
     from normrepro.trainer import Trainer
 
 log = logging.getLogger("normrepro")
+Row = dict[str, Any]
 
 
 def kernels_serve(device: torch.device) -> bool:
     """Tell whether the compiled kernels do the arithmetic; torch's own differs in last bits."""
     return kernels.usable(torch.zeros(1, device=device))
+
+
+@dataclass
+class State:
+    """How far a run has come: what a checkpoint holds beside weights and optimizer."""
+
+    step: int = 0
+    loss_sum: float = 0.0  # of the epoch under way
+    seconds: float = 0.0
+    history: list[Row] = field(default_factory=list)
+    overflows: int = 0  # steps in a row that the loss scaler skipped
+    skipped: int = 0  # training images of the epoch that could not be read, on all processes
 
 
 class Snapshots:
@@ -116,7 +129,7 @@ class Snapshots:
         checkpoint.load_model_state(trainer.model, state["model"], self.ranks)
         trainer.optimizer.load_state_dict(state["optimizer"])
         trainer.scaler.load_state_dict(state["scaler"])
-        trainer.state = type(trainer.state)(**state["progress"])
+        trainer.state = State(**state["progress"])
         self.data.skipped = trainer.state.skipped if self.ranks.first else 0
         log.info("%s goes on at step %d of %d", run_name(self.cfg), step, trainer.steps)
 

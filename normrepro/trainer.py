@@ -1,9 +1,8 @@
 """The loop: steps, evaluations, checkpoints. Nothing in here knows which normalizer trains."""
 
-import contextlib
 import math
 import time
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from normrepro import build, finite, norms, optim
+from normrepro import build, finite, norms, optim, precision
 from normrepro.data.base import Batches, Source
 from normrepro.distributed import Ranks, wrap
 from normrepro.finite import Diverged
@@ -19,22 +18,8 @@ from normrepro.interrupt import Interrupted, Interrupts
 from normrepro.judge import Judge
 from normrepro.progress import Progress
 from normrepro.pulse import Beat, Pulse
-from normrepro.snapshots import Snapshots
+from normrepro.snapshots import Row, Snapshots, State
 from normrepro.wandb_log import Mirror
-
-Row = dict[str, Any]
-
-
-@dataclass
-class State:
-    """How far a run has come: what a checkpoint holds beside weights and optimizer."""
-
-    step: int = 0
-    loss_sum: float = 0.0  # of the epoch under way
-    seconds: float = 0.0
-    history: list[Row] = field(default_factory=list)
-    overflows: int = 0  # steps in a row that the loss scaler skipped
-    skipped: int = 0  # training images of the epoch that could not be read, on all processes
 
 
 class Trainer:
@@ -60,8 +45,6 @@ class Trainer:
         self.snapshots, self.pulse = Snapshots(cfg, ranks, data), Pulse(ranks)
         self.interrupts, self.begun = Interrupts(), time.monotonic()
         self.judge = Judge(model, data, task, ranks, self.shape, self.autocast, self.judged)
-
-    # -- training ----------------------------------------------------------------------------------
 
     def fit(self, mirror: Mirror, bar: Progress) -> None:
         """Train to the last step; each epoch ends with an evaluation and a row of history.
@@ -94,8 +77,9 @@ class Trainer:
     def train_epoch(self, epoch: int, bar: Progress) -> None:
         """Take the steps of an epoch that are left."""
         per_epoch = self.data.steps_per_epoch
-        end = min(self.steps, (epoch + 1) * per_epoch)
-        for x, y in self.batches(epoch, end):
+        end, first = min(self.steps, (epoch + 1) * per_epoch), self.state.step - epoch * per_epoch
+        left = self.state.step < end  # else the run ended here before it was judged
+        for x, y in self.data.train_batches(epoch, first) if left else ():
             beat = self.step(x, y)
             self.state.step += 1
             self.state.loss_sum += beat.loss
@@ -106,13 +90,6 @@ class Trainer:
                 break
             if beat.save:
                 self.snapshots.save(self)
-
-    def batches(self, epoch: int, end: int) -> Batches:
-        """Yield the epoch's batches from the next step on, none where the epoch is trained."""
-        if self.state.step < end:
-            yield from self.data.train_batches(
-                epoch, self.state.step - epoch * self.data.steps_per_epoch
-            )
 
     def between_epochs(self) -> None:
         """Save if it is time to, and end here if somebody asked for it meanwhile."""
@@ -127,8 +104,6 @@ class Trainer:
         self.snapshots.save(self)
         self.ranks.any(True)  # nobody leaves before the checkpoint is written
         raise Interrupted(f"saved at step {self.state.step} of {self.steps}")
-
-    # -- one step ----------------------------------------------------------------------------------
 
     def step(self, x: Tensor, y: Tensor) -> Beat:
         """Take one optimizer step.
@@ -162,13 +137,14 @@ class Trainer:
             )
             scaler.scale(loss).backward()
             beat = self.pulse.receive()
-            self.require_finite(beat)
+            finite.require(beat.loss, beat.largest, self.state.step)
             scaler.step(self.optimizer)
             before = scaler.get_scale()
             scaler.update()
             if scaler.get_scale() < before:  # gradients overflowed: the optimizer skipped the step
                 s.skip()
-                self.count_overflow()
+                self.state.overflows += 1
+                finite.require_progress(self.state.overflows, self.cfg.overflows, self.state.step)
             else:
                 self.state.overflows = 0
         return beat
@@ -181,34 +157,11 @@ class Trainer:
 
     def shape(self, x: Tensor) -> Tensor:
         """Give a batch of images the precision and memory format of the run."""
-        memory = torch.channels_last if self.channels_last else torch.preserve_format
-        return x.to(
-            torch.float64 if self.cfg.precision == "float64" else x.dtype, memory_format=memory
-        )
+        return precision.shaped(x, self.cfg.precision, self.channels_last)
 
-    def autocast(self) -> contextlib.AbstractContextManager:
+    def autocast(self) -> AbstractContextManager[None]:
         """Compute in half precision where the run says so."""
-        half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(self.cfg.precision)
-        if half is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self.ranks.device.type, dtype=half)
-
-    # -- divergence --------------------------------------------------------------------------------
-
-    def require_finite(self, beat: Beat) -> None:
-        """Refuse a loss, or the statistics of the step before, that are not finite."""
-        if not math.isfinite(beat.largest):
-            raise Diverged("running statistics are not finite", self.state.step)
-        if not math.isfinite(beat.loss):
-            raise Diverged(f"the loss is {beat.loss}", self.state.step + 1)
-
-    def count_overflow(self) -> None:
-        """Count a step that the loss scaler skipped; too many in a row are divergence."""
-        self.state.overflows += 1
-        limit = self.cfg.overflows or finite.OVERFLOWS
-        if self.state.overflows >= limit:
-            reason = f"float16 gradients overflowed in {limit} steps in a row"
-            raise Diverged(reason, self.state.step + 1)
+        return precision.autocast(self.cfg.precision, self.ranks.device)
 
     def locate(self, x: Tensor, y: Tensor) -> str | None:
         """Name the first layer that is not finite, on any process, by a step that moves nothing."""
@@ -217,15 +170,7 @@ class Trainer:
             layer = finite.locate(
                 self.model, lambda: self.scaler.scale(self.loss(self.model, x, y))
             )
-        return next(filter(None, self.ranks.share(layer)), None)
-
-    def require_finite_state(self) -> None:
-        """Refuse weights or statistics that are not finite, before they are judged or kept."""
-        layer = next(filter(None, self.ranks.share(finite.broken(self.model))), None)
-        if layer:
-            raise Diverged("weights or statistics are not finite", self.state.step, layer)
-
-    # -- evaluation --------------------------------------------------------------------------------
+        return self.ranks.first_of(layer)
 
     @property
     def seconds(self) -> float:
@@ -234,15 +179,14 @@ class Trainer:
 
     def row(self, epoch: int) -> Row:
         """Judge the model after an epoch; returns the epoch's row of history."""
-        self.require_finite_state()
+        finite.require_state(self.ranks.first_of(finite.broken(self.model)), self.state.step)
         done = self.state.step - epoch * self.data.steps_per_epoch
         where = {"epoch": epoch + 1, "step": self.state.step}
-        rate = self.optimizer.param_groups[0]["lr"]
         skipped = sum(self.ranks.share(self.data.skipped))
         if skipped:
             where["skipped_images"] = skipped
         return where | {
-            "lr": rate,
+            "lr": self.optimizer.param_groups[0]["lr"],
             "train_loss": self.state.loss_sum / done,
             **self.judge.epoch(epoch, self.state.step == self.steps),
         }
