@@ -78,7 +78,7 @@ def describe(path: Path) -> str:
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("#") and "@package" not in line:
             sentence = re.split(r"\.(?: (?=[A-Z])|$)", line.lstrip("# ").strip())[0]
-            return textwrap.shorten(sentence, width=74, placeholder=" ...")
+            return textwrap.shorten(sentence, width=72, placeholder=" ...")
     return ""
 
 

@@ -191,7 +191,7 @@ def test_a_rank_that_fails_ends_at_once_with_its_traceback(train: Shell) -> None
     done = train("seed=9", RANK="1", WORLD_SIZE="2")
     assert time.monotonic() - began < 20
     assert done.returncode == 1
-    assert "rank 1 failed" in done.stderr
+    assert "error: rank 1 of" in done.stderr
     assert "RuntimeError: the ninth seed" in done.stderr
 
 
