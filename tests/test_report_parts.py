@@ -144,6 +144,12 @@ def test_layers_are_lines_per_row_at_each_epoch_or_per_epoch_of_one_row():
     assert [series.label for series in panel.series] == ["epoch 1", "epoch 3"]
 
 
+def test_columns_of_the_same_runs_share_the_panel_of_layers():
+    own = table(plot=Plot("layers", "layer", metrics=("esm",), epochs=(1,)))
+    same = {("bn", "b2"): [1.0], ("bn", "b4"): [1.0], ("gn", "b2"): [2.0], ("gn", "b4"): [2.0]}
+    assert len(layers.panels(own, "proxy", entries(own, found(same)))) == 1
+
+
 def test_curves_of_compared_columns_share_a_panel():
     turned = table(compare="columns")
     every = entries(turned, found({("bn", "b2"): [1.0], ("bn", "b4"): [1.0]}))

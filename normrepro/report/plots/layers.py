@@ -29,7 +29,11 @@ def panels(table: Table, scale: str, every: Entries) -> list[Panel]:
             for epoch in at:
                 series = [_series(e, e.row.label, n, metric, epoch) for n, e in enumerate(own)]
                 found.append(_panel(table, column, metric, epoch, series))
-    return [panel for panel in found if any(one.points for one in panel.series)]
+    shown: dict[str, Panel] = {}  # columns of the same runs would repeat each other
+    for panel in found:
+        if any(one.points for one in panel.series):
+            shown.setdefault(repr((panel.y, panel.series)), panel)
+    return list(shown.values())
 
 
 def epochs(own: Sequence[Entry], metric: str, wanted: Sequence[int]) -> list[int]:
