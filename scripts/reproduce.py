@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--slurm", default="", help="options: 'partition=gpu timeout_min=1440'")
     result.add_argument("--runs", type=Path, default=ROOT / "runs")
     result.add_argument("--results", type=Path, default=ROOT / "results")
+    result.add_argument("--no-index", action="store_true", help="leave the index of results alone")
     result.add_argument("--train", type=Path, default=ROOT / "train.py", help=argparse.SUPPRESS)
     return result
 
@@ -79,7 +80,8 @@ def reproduce(args: argparse.Namespace) -> int:
         launch = partial(launchers.launch, args.launcher, jobs, args.slurm, args.train)
         campaign.train([task(table, cell, args) for table, cell in missing], launch, bars)
     paths = campaign.render(tables)
-    report.write_index(papers.load_all(), read_records(campaign.store.path), args.results)
+    if not args.no_index:
+        report.write_index(papers.load_all(), read_records(campaign.store.path), args.results)
     if args.table:
         print_all((path.read_text(encoding="utf-8") for path in paths), sys.stdout)
     else:
