@@ -89,7 +89,7 @@ def _gpu_model() -> str | None:
 
 def write_json(path: Path | str, value: Any) -> None:
     """Write a value as JSON in one step; nan and inf, which JSON lacks, become null."""
-    _replace(Path(path), json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
+    replace(Path(path), json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
 
 
 def _finite(value: Any) -> Any:
@@ -103,7 +103,7 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _replace(path: Path, text: str) -> None:
+def replace(path: Path, text: str) -> None:
     """Put a text in a file's place, durable before it becomes visible."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -166,7 +166,7 @@ def merge_records(path: Path | str, records: Iterable[Record]) -> list[str]:
             messages += said
         if changed:
             lines = [json.dumps(kept[run], sort_keys=True, allow_nan=False) for run in sorted(kept)]
-            _replace(path, "".join(f"{line}\n" for line in lines))
+            replace(path, "".join(f"{line}\n" for line in lines))
     return messages
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from normrepro.blocks import Block, markdown
-from normrepro.record import Record, read_records
+from normrepro.record import Record, read_records, replace
 from normrepro.report import index, plots, site, unbuilt
 from normrepro.report.entries import Found, entries
 from normrepro.report.page import page
@@ -43,7 +43,7 @@ def write_index(
     states = [index.state_of(table, records) for table in tables]
     text = site.document(states, results)
     path = results / "index.html"
-    path.write_text(text, encoding="utf-8")
+    replace(path, text)
     return [_save(results / "README.md", index.page(states)), path]
 
 
@@ -57,5 +57,5 @@ def _write(table: Table, scale: str, found: Found, results: Path) -> Path:
 def _save(path: Path, blocks: Iterable[Block]) -> Path:
     """Write blocks as markdown."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(markdown(blocks), encoding="utf-8")
+    replace(path, markdown(blocks))
     return path

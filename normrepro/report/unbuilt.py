@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from normrepro.blocks import Block, Points, Title, markdown
+from normrepro.record import replace
 from normrepro.report import layers
 from normrepro.report.entries import entries
 from normrepro.report.grids import by_column, papers
@@ -16,7 +17,7 @@ def write(table: Table, path: Path) -> Path:
     made_from = f"<!-- made from {layers.fingerprint(table)} -->" if table.describes else ""
     if not (made_from and path.exists() and made_from in path.read_text(encoding="utf-8")):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(markdown([*page(table), made_from]), encoding="utf-8")
+        replace(path, markdown([*page(table), made_from]))
     return path
 
 
