@@ -11,6 +11,7 @@ from normrepro import norms
 from normrepro.data.base import Batches
 from normrepro.diagnostics import Epoch, layers, untouched
 from normrepro.distributed import Ranks
+from normrepro.norms import core
 
 
 class Shift:
@@ -78,8 +79,9 @@ def _keeps_both(layer: norms.Normalizer) -> bool:
 class Meter:
     """Population statistics of a layer's input, beside the estimates it evaluates with.
 
-    Sums of d = x - mu_est and of d^2, in float64: they add up over batches and processes, and the
-    estimate in the middle keeps them from cancelling where the mean is far from 0.
+    Sums of 1, d = x - mu_est and d^2, in float64, from each batch's mean and variance: they add up
+    over batches and processes, and the estimate in the middle keeps them from cancelling where the
+    mean is far from 0.
     """
 
     def __init__(self, layer: norms.Normalizer) -> None:
@@ -90,9 +92,9 @@ class Meter:
     def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         """Add a batch (N, C, *): a forward pre-hook."""
         x = inputs[0].detach().double()
-        d = x.transpose(0, 1).reshape(x.shape[1], -1) - self.mean[:, None]  # (C, N * S)
-        count = torch.full_like(self.mean, d.shape[1])
-        self.sums += torch.stack([count, d.sum(1), d.square().sum(1)])
+        mean, var = core.moments(x, 1)  # (1, C), biased
+        off, count = mean - self.mean, x.numel() // x.shape[1]
+        self.sums += count * torch.cat([torch.ones_like(off), off, var + off.square()])
 
     def shift(self, ranks: Ranks) -> list[float | None]:
         """Return ESM_mu and ESM_sigma; None of a layer that did not run."""

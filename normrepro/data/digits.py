@@ -14,6 +14,7 @@ from torch import Tensor
 from normrepro.data.augment import PRESETS, augment_epoch, check_strengths
 from normrepro.data.base import DataError, augment_options, generator
 from normrepro.data.memory import InMemory, stratified
+from normrepro.data.small_sets import sample
 
 MEAN, STD = 0.3053, 0.3760  # of all 1,797 images divided by 16
 EVAL_BATCH = 256
@@ -69,6 +70,8 @@ class Digits(InMemory):
         channels: 1, or 3 equal channels for models that expect RGB.
         train_images: Keep only so many training images, stratified; None keeps all.
         val_images: Size of the validation set.
+        train_from: "test" trains on validation images: all of them, or `train_images` of them that
+            the run's seed draws (XBNBlock's section 4.2 in small); None or "train" does not.
     """
 
     def __init__(
@@ -84,12 +87,18 @@ class Digits(InMemory):
         channels: int = 1,
         train_images: int | None = None,
         val_images: int = 597,
+        train_from: str | None = None,
     ) -> None:
-        check_options(root, size, channels, val_images, train_images)
+        if train_from not in (None, "train", "test"):
+            raise DataError(f"data.source.train_from={train_from} must be train or test")
+        own = train_images if train_from != "test" else None
+        check_options(root, size, channels, val_images, own)
         self.options = augment_options(augment, PRESETS, "data=digits")
         check_strengths(self.options)
         images, labels = load(size, channels)
-        train, val = ((images[i], labels[i]) for i in split(labels, val_images, train_images))
+        train, val = ((images[i], labels[i]) for i in split(labels, val_images, own))
+        if train_from == "test":
+            train = sample(val, train_images, generator(seed, "digits", "test"))
         super().__init__(train, val, 10, seed, total, rank, world, device, EVAL_BATCH)
 
     def shown(self, epoch: int) -> Callable[[Tensor], Tensor]:
