@@ -1,6 +1,6 @@
 """What the name of a metric in a table means in a run's record.
 
-    error, loss, error_ema ...     a metric of the finished run
+    error, loss, error_ema, error_disturbed_0.1 ...    a metric of the finished run
     accuracy_ema, best_accuracy    100 - the error of the same name, in percent
     train_error@30, error@last     its value at an epoch of the history
     esm_mean@50[3], esm_mean@50.max    an item (from 0) or the summary of a list that stands there
@@ -19,7 +19,7 @@ from typing import Any
 from normrepro.checks import ConfigError
 from normrepro.record import Record
 
-FORM = re.compile(r"(\w+)(?:@(\d+|last)(?:\[(\d+)\]|\.(max|min|mean))?)?")
+FORM = re.compile(r"((?:\w|\.\d)+)(?:@(\d+|last)(?:\[(\d+)\]|\.(max|min|mean))?)?")
 LAST = "last"
 SUMMARIES: Mapping[str, Callable[[Sequence[float]], float]] = {
     "max": max,
@@ -91,7 +91,7 @@ def title(name: str) -> str:
     found = FORM.fullmatch(name)
     key, epoch, item, summary = found.groups() if found else (name, None, None, None)
     words = key.removeprefix("best_").replace("_", " ").replace("top5", "top-5")
-    place = f", layer {int(item) + 1}" if item else f", {summary} of the layers" if summary else ""
+    place = f", layer {item}" if item else f", {summary} of the layers" if summary else ""
     if epoch:
         return f"{words}{place} at {'the last epoch' if epoch == LAST else f'epoch {epoch}'}"
     return f"{words} of the {'best' if key.startswith('best_') else 'last'} epoch"

@@ -49,7 +49,7 @@ def _series(entry: Entry, label: str, number: int, metric: str, epoch: int) -> S
     """Return the mean over seeds layer by layer."""
     lists = [metrics.per_layer(own, metric, epoch) for _, own in sorted(entry.records.items())]
     points: list[Point] = []
-    for layer, values in enumerate(zip_longest(*lists), start=1):
+    for layer, values in enumerate(zip_longest(*lists)):  # entry 0 is the input
         own = [value for value in values if value is not None]
         points += [(layer, statistics.fmean(own), min(own), max(own))] if own else []
     return Series(label, number, points)
