@@ -99,6 +99,7 @@ def test_a_disk_that_is_full_for_a_while_costs_one_warning(
     assert_same(disk / "runs", whole)
 
 
+@pytest.mark.slow
 def test_a_kill_on_a_full_disk_goes_back_to_the_checkpoint_before(
     disk: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -147,6 +148,7 @@ def no_large_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
 
+@pytest.mark.slow
 def test_a_limit_on_the_size_of_files_leaves_no_half_checkpoint(tmp_path: Path) -> None:
     root, log = tmp_path / "runs", tmp_path / "log"
     child = forked.start([*RUN, f"run.root={root}"], log, prepare=no_large_files)

@@ -74,7 +74,9 @@ def assert_same(root: Path, whole: Path) -> None:
     assert result(only_run(root)) == result(only_run(whole))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_and_says_resume_me(tmp_path: Path, whole: Path, number: int) -> None:
     root, log = tmp_path / "runs", tmp_path / "log"
     arguments = [*RUN, f"run.root={root}", "run.save_apart=0"]
