@@ -13,7 +13,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from normrepro import ending, interrupt, lock
 from normrepro.checks import SaveError
 from normrepro.cli import check_command_line, help_page
 from normrepro.config import (
@@ -25,8 +24,9 @@ from normrepro.config import (
     run_name,
     world_size,
 )
-from normrepro.ending import NOT_SAVED, distributed, end_process, end_together
-from normrepro.interrupt import Interrupted
+from normrepro.training import ending, interrupt, lock
+from normrepro.training.ending import NOT_SAVED, distributed, end_process, end_together
+from normrepro.training.interrupt import Interrupted
 
 log = logging.getLogger("train")
 failed: list[str] = []  # the names of a sweep's failed runs

@@ -13,7 +13,7 @@ from typing import Any
 _HOME = {
     "convert": "normrepro.norms.swap",
     "fold": "normrepro.norms.fold",
-    "load": "normrepro.trained",
+    "load": "normrepro.training.trained",
     "recalibrate": "normrepro.norms.recalibrate",
 }
 __all__ = ["convert", "fold", "load", "recalibrate"]

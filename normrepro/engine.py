@@ -9,17 +9,18 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from normrepro import build, checkpoint, optim, record, trained
+from normrepro import record
 from normrepro.checks import SaveError
 from normrepro.config import run_dir, run_name
 from normrepro.data.base import lost_workers_named, seed_of
 from normrepro.diagnostics import Watch, layer_names
 from normrepro.distributed import join
-from normrepro.finite import Diverged
-from normrepro.progress import Progress
-from normrepro.snapshots import kernels_serve
-from normrepro.trainer import Trainer
-from normrepro.wandb_log import Mirror
+from normrepro.training import build, checkpoint, optim, trained
+from normrepro.training.finite import Diverged
+from normrepro.training.progress import Progress
+from normrepro.training.snapshots import kernels_serve
+from normrepro.training.trainer import Trainer
+from normrepro.training.wandb_log import Mirror
 
 log = logging.getLogger("normrepro")
 

@@ -13,12 +13,13 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normrepro import build, config, norms, optim
+from normrepro import config, norms
 from normrepro.data.byte_images import ByteImages
 from normrepro.distributed import Ranks
-from normrepro.progress import Progress
-from normrepro.trainer import Trainer
-from normrepro.wandb_log import Mirror
+from normrepro.training import build, optim
+from normrepro.training.progress import Progress
+from normrepro.training.trainer import Trainer
+from normrepro.training.wandb_log import Mirror
 
 TITLE = "An epoch of CIFAR's size of image (ResNet-20, batch 128)"
 TOTAL, STEPS, JUDGED = 128, 20, 512

@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PRELOADED = [
-    *("normrepro.engine", "normrepro.wandb_log", "normrepro.report", "scripts.forked"),
+    *("normrepro.engine", "normrepro.training.wandb_log", "normrepro.report", "scripts.forked"),
     *("hydra", "sklearn.datasets", "torch._dynamo", "torch.nn.parallel"),
 ]
 SERVER = multiprocessing.get_context("forkserver")

@@ -12,8 +12,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that a checkout works without being installed
 
-from normrepro import cost, plan  # noqa: E402
 from normrepro.config import ConfigError  # noqa: E402
+from normrepro.launch import cost, plan  # noqa: E402
 from normrepro.record import RecordError, read_records  # noqa: E402
 
 

@@ -19,12 +19,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that a checkout works without being installed
 
-from normrepro import launchers, papers, plan, report  # noqa: E402
-from normrepro.bars import Bars  # noqa: E402
-from normrepro.campaign import Campaign  # noqa: E402
+from normrepro import papers, report  # noqa: E402
 from normrepro.config import ConfigError  # noqa: E402
-from normrepro.driver import Outcome  # noqa: E402
-from normrepro.processes import Task, last_lines  # noqa: E402
+from normrepro.launch import launchers, plan  # noqa: E402
+from normrepro.launch.bars import Bars  # noqa: E402
+from normrepro.launch.campaign import Campaign  # noqa: E402
+from normrepro.launch.driver import Outcome  # noqa: E402
+from normrepro.launch.processes import Task, last_lines  # noqa: E402
 from normrepro.record import RecordError, read_records  # noqa: E402
 from normrepro.tables import Cell, Table  # noqa: E402
 

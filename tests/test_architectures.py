@@ -8,8 +8,9 @@ from hydra.utils import instantiate
 from torch import nn
 from torchvision.models import get_model_weights
 
-from normrepro import config, cost
+from normrepro import config
 from normrepro.hints import groups
+from normrepro.launch import cost
 
 
 class Size(NamedTuple):

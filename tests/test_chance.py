@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from normrepro.chance import Chance
 from normrepro.data.base import generator, seed_of
 from normrepro.data.mixup import mixup
 from normrepro.models.dropout import SharedDropout, dropouts, reseed, share_dropout
 from normrepro.tasks import Classification
+from normrepro.training.chance import Chance
 from tests.conftest import command, environment, only_run, weights
 
 

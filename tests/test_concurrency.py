@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from normrepro import lease, lock, record
+from normrepro import record
+from normrepro.training import lease, lock
 from tests import made_up
 from tests.conftest import SMALL, command, environment, only_run, result
 
@@ -23,7 +24,7 @@ HOLDER = """
 import sys, time
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from normrepro import lock
+from normrepro.training import lock
 with lock.hold(Path(sys.argv[1]), sys.argv[2]):
     print("held", flush=True)
     time.sleep(600)

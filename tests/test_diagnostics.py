@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normrepro import convert, engine, norms
-from normrepro.batch_statistics import BatchStatistics
 from normrepro.config import ConfigError, compose, run_dir
 from normrepro.data.base import Batches
-from normrepro.densities import Densities
 from normrepro.diagnostics import Coefficients, Epoch
+from normrepro.diagnostics.batch_statistics import BatchStatistics
+from normrepro.diagnostics.densities import Densities
+from normrepro.diagnostics.gradient_ratios import GradientRatios
 from normrepro.distributed import Ranks
-from normrepro.gradient_ratios import GradientRatios
 from tests.conftest import SMALL, only_run, result, same_bits, weights
 from tests.norms.registry import draw
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from normrepro.ending import NOT_SAVED
+from normrepro.training.ending import NOT_SAVED
 from scripts import forked
 from tests.conftest import SMALL, only_run, result, same_bits
 from tests.test_interrupt import ended
@@ -43,7 +43,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 def at_steps(actions: dict[int, Callable[[], None]]) -> None:
     """Do something to the disk before the given steps."""
-    from normrepro.trainer import Trainer
+    from normrepro.training.trainer import Trainer
 
     real = Trainer.step
 

@@ -55,7 +55,7 @@ def test_a_failing_rank_ends_the_job_with_its_traceback(start: Callable, tmp_pat
         "import os\n"
         "if os.environ.get('RANK') == '1':\n"
         "    import builtins, threading\n"
-        "    import normrepro.trainer as engine\n"
+        "    import normrepro.training.trainer as engine\n"
         "    real = engine.Trainer.step\n"
         "    def step(self, x, y):\n"
         "        if self.state.step == 3:\n"

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from normrepro import convert, engine, evaluations, norms
+from normrepro import convert, engine, norms
 from normrepro.config import compose, run_dir
-from normrepro.judge import Judge
+from normrepro.training import evaluations
+from normrepro.training.judge import Judge
 from tests.conftest import SMALL, only_run, result, same_bits, weights
 from tests.norms.registry import draw
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from normrepro.interrupt import AT_ONCE, ECHO, RESUME
+from normrepro.training.interrupt import AT_ONCE, ECHO, RESUME
 from scripts import forked
 from tests.conftest import SMALL, only_run, result, same_bits
 from tests.test_resume import saved
@@ -19,7 +19,7 @@ RUN = [*SMALL, "norm=mabn", "recipe.epochs=12", "run.wandb=disabled"]
 
 def slow_steps() -> None:
     """Make every step wait a little, so that a signal meets a run under way."""
-    from normrepro.trainer import Trainer
+    from normrepro.training.trainer import Trainer
 
     real = Trainer.step
 
@@ -32,7 +32,7 @@ def slow_steps() -> None:
 
 def stuck_step() -> None:
     """Let the run's ninth step take for ever."""
-    from normrepro.trainer import Trainer
+    from normrepro.training.trainer import Trainer
 
     real = Trainer.step
 
@@ -116,7 +116,7 @@ def test_a_signal_before_the_first_step_says_resume_me_too(tmp_path: Path) -> No
 
 def early_signal() -> None:
     """Send SIGTERM while the model is built."""
-    from normrepro import build
+    from normrepro.training import build
 
     build.model = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
 

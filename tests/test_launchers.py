@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from normrepro import bars, config, driver, forks, launchers, lock, slurm
+from normrepro import config
 from normrepro.checks import ConfigError
-from normrepro.interrupt import RESUME
-from normrepro.processes import Task, last_lines
+from normrepro.launch import bars, driver, forks, launchers, slurm
+from normrepro.launch.processes import Task, last_lines
+from normrepro.training import lock
+from normrepro.training.interrupt import RESUME
 from tests.conftest import SMALL, result, same_bits, weights
 
 pytestmark = pytest.mark.dist

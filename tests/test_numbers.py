@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import train
-from normrepro import build, engine
+from normrepro import engine
 from normrepro.config import compose, run_dir
-from normrepro.finite import broken
+from normrepro.training import build
+from normrepro.training.finite import broken
 from tests.conftest import SMALL
 
 Fault = Callable[[Tensor], Tensor]

@@ -12,7 +12,7 @@ from torch import nn
 
 from normrepro.config import ConfigError, register_resolvers
 from normrepro.models import small_resnet
-from normrepro.optim import build, lr_factor, parameter_groups, set_lr
+from normrepro.training.optim import build, lr_factor, parameter_groups, set_lr
 
 RECIPES = Path(__file__).parents[1] / "configs" / "recipe"
 STEP = {"name": "step", "at": [0.25, 0.5, 0.75], "factor": 0.1}

@@ -17,8 +17,9 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from normrepro import checkpoint, config, engine, papers
+from normrepro import config, engine, papers
 from normrepro.tables import Line, Table, overlay
+from normrepro.training import checkpoint
 
 pytestmark = pytest.mark.slow
 TRAINED = {

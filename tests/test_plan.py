@@ -9,10 +9,12 @@ import pytest
 from omegaconf import OmegaConf
 from torchvision.models import get_model_weights
 
-from normrepro import config, cost, lock, papers, plan
+from normrepro import config, papers
 from normrepro.config import ConfigError
+from normrepro.launch import cost, plan
 from normrepro.record import write_json
 from normrepro.tables import Table
+from normrepro.training import lock
 from tests import made_up
 
 ROOT = Path(__file__).resolve().parents[1]

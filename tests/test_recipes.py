@@ -7,7 +7,7 @@ import pytest
 from normrepro import config
 from normrepro.config import ConfigError
 from normrepro.hints import groups
-from normrepro.optim import lr_factor
+from normrepro.training.optim import lr_factor
 
 # recipe: (images per step, devices, normalization batch, rate, epochs, steps, schedule); from the
 # papers' texts: MABN B.2, CBN 4.1, EvalNorm 4.1 and 4.2, XBNBlock 5.2.1 and Figure 2.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from normrepro import bars, driver, processes
+from normrepro.launch import bars, driver, processes
 from normrepro.record import read_records
 
 pytestmark = pytest.mark.dist
@@ -22,7 +22,8 @@ CHILD = """
 import contextlib, json, os, sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from normrepro import config, lock, record
+from normrepro import config, record
+from normrepro.training import lock
 cfg = config.compose(sys.argv[1:])
 folder = config.run_dir(cfg)
 held = contextlib.ExitStack()

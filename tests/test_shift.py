@@ -12,8 +12,8 @@ from normrepro import convert, engine, norms
 from normrepro.config import compose, run_dir
 from normrepro.data.base import Batches
 from normrepro.diagnostics import Epoch, TrainError, layer_names
+from normrepro.diagnostics.shift import Shift
 from normrepro.distributed import Ranks
-from normrepro.shift import Shift
 from tests.conftest import SMALL, only_run, result, same_bits, weights
 from tests.norms.registry import draw
 

@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from normrepro import build, config
+from normrepro import config
 from normrepro.config import ConfigError
 from normrepro.data import DataError, cifar, mnist, small_sets
 from normrepro.data.byte_images import ByteImages, crop
+from normrepro.training import build
 from tests.batches import as_ranks, joined
 
 SHARED = Path(__file__).parents[1] / "../shared/data"

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from normrepro import build, checkpoint, engine
+from normrepro import engine
 from normrepro.config import compose, run_dir
+from normrepro.training import build, checkpoint
 from tests.conftest import SMALL
 
 TINY = [*SMALL, "data.source.train_images=64", "batch.total=64", "recipe.epochs=6", "norm=bn"]
@@ -25,7 +26,7 @@ def test_tiny_epochs_share_a_checkpoint(
 
     monkeypatch.setattr(checkpoint, "save", save)
     # as if an epoch took no time at all, however busy the machine is
-    monkeypatch.setattr("normrepro.snapshots.time.monotonic", Clock())
+    monkeypatch.setattr("normrepro.training.snapshots.time.monotonic", Clock())
     cfg = compose([*TINY, f"run.save_apart={apart}", f"run.root={tmp_path}"])
     run_dir(cfg).mkdir(parents=True)
     engine.run(cfg)

@@ -11,8 +11,8 @@ from torch import nn
 from normrepro.data import Digits
 from normrepro.data.base import generator
 from normrepro.models import small_resnet
-from normrepro.optim import lr_factor, set_lr
 from normrepro.tasks import Classification
+from normrepro.training.optim import lr_factor, set_lr
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import open_dict
 
-from normrepro import checkpoint, engine, load
+from normrepro import engine, load
 from normrepro.config import CONFIG_DIR, ConfigError, compose, run_dir, run_name
 from normrepro.record import merge_records, read_records
+from normrepro.training import checkpoint
 from normrepro.trust import vetted
 from tests.conftest import SMALL
 

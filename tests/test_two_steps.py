@@ -10,10 +10,11 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import nn
 
-from normrepro import build, config, convert, norms, optim
+from normrepro import config, convert, norms
 from normrepro.distributed import Ranks
 from normrepro.hints import groups
-from normrepro.trainer import Trainer
+from normrepro.training import build, optim
+from normrepro.training.trainer import Trainer
 from tests.test_architectures import PROXIES, SIZES
 
 

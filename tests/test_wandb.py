@@ -15,7 +15,7 @@ import torch
 
 from normrepro.config import compose
 from normrepro.distributed import Ranks
-from normrepro.wandb_log import Mirror, choose_mode, labels
+from normrepro.training.wandb_log import Mirror, choose_mode, labels
 from tests.conftest import ROOT, SMALL, only_run
 from tests.test_resume import kill_somewhere
 

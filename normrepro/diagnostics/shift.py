@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from normrepro import norms
 from normrepro.data.base import Batches
-from normrepro.diagnostics import Epoch, layers, untouched
+from normrepro.diagnostics.base import Epoch, layers, untouched
 from normrepro.distributed import Ranks
 from normrepro.norms import core
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from normrepro import norms
 from normrepro.config import ConfigError
-from normrepro.diagnostics import AfterEpoch, Epoch, layers, untouched
+from normrepro.diagnostics.base import AfterEpoch, Epoch, layers, untouched
 from normrepro.distributed import evaluation_state
 from normrepro.tasks.classification import evaluating
 

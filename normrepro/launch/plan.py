@@ -5,12 +5,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from normrepro import lock, papers
+from normrepro import papers
 from normrepro.blocks import grid
 from normrepro.checks import ConfigError
-from normrepro.cost import PASSES, THROUGHPUT, run_hours
+from normrepro.launch.cost import PASSES, THROUGHPUT, run_hours
 from normrepro.record import ROOT, Record, read_result
 from normrepro.tables import Cell, Table
+from normrepro.training import lock
 
 LOCAL_SCALES = ("proxy",)  # where a record made elsewhere is no substitute for the local run
 STATES = ("done", "diverged", "running", "missing")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from normrepro import norms
 from normrepro.data.base import generator
-from normrepro.diagnostics import AfterEpoch, Epoch, layers
+from normrepro.diagnostics.base import AfterEpoch, Epoch, layers
 
 
 class GradientRatios(AfterEpoch):

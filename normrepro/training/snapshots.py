@@ -3,20 +3,19 @@
 import logging
 import time
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from omegaconf import DictConfig
+from torch import nn
+from torch.optim import Optimizer
 
-from normrepro import build, checkpoint
 from normrepro.checks import SaveError
 from normrepro.config import ConfigError, run_dir, run_name
 from normrepro.data.base import Source
 from normrepro.distributed import Ranks
 from normrepro.norms import kernels
-
-if TYPE_CHECKING:
-    from normrepro.trainer import Trainer
+from normrepro.training import build, checkpoint
 
 log = logging.getLogger("normrepro")
 Row = dict[str, Any]
@@ -39,6 +38,23 @@ class State:
     skipped: int = 0  # training images of the epoch that could not be read, on all processes
 
 
+class Kept(Protocol):
+    """What is saved of a trainer."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler
+    state: State
+    steps: int
+    channels_last: bool
+    notes: list[str]
+
+    @property
+    def seconds(self) -> float:
+        """Return the time spent on the run."""
+        ...
+
+
 class Snapshots:
     """Keeps a trainer in its run's directory."""
 
@@ -55,7 +71,7 @@ class Snapshots:
         apart = min(self.cfg.run.save_every, self.cfg.run.save_apart)
         return time.monotonic() - self.saved_at > apart
 
-    def save(self, trainer: "Trainer", last: bool = False) -> None:
+    def save(self, trainer: Kept, last: bool = False) -> None:
         """Write a checkpoint; every process must call it.
 
         A disk that is full, or whatever else refuses the file, costs a warning: the checkpoint
@@ -93,7 +109,7 @@ class Snapshots:
                 log.warning("%s: checkpoints can be written again", run_name(self.cfg))
             self.failing = False
 
-    def describe(self, trainer: "Trainer") -> dict[str, Any]:
+    def describe(self, trainer: Kept) -> dict[str, Any]:
         """Return what a checkpoint holds beside the model's weights."""
         return {
             "run": run_name(self.cfg),
@@ -108,7 +124,7 @@ class Snapshots:
             "scaler": trainer.scaler.state_dict(),
         }
 
-    def resume(self, trainer: "Trainer") -> None:
+    def resume(self, trainer: Kept) -> None:
         """Go on from the newest readable checkpoint, if there is one.
 
         Raises:
@@ -133,7 +149,7 @@ class Snapshots:
         self.data.skipped = trainer.state.skipped if self.ranks.first else 0
         log.info("%s goes on at step %d of %d", run_name(self.cfg), step, trainer.steps)
 
-    def _keep_surroundings(self, trainer: "Trainer", state: dict[str, Any]) -> None:
+    def _keep_surroundings(self, trainer: Kept, state: dict[str, Any]) -> None:
         """Take over what moves last bits: threads and memory format; say what cannot be kept."""
         if state["threads"] != torch.get_num_threads():
             torch.set_num_threads(state["threads"])

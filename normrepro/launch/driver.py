@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from normrepro import lock
-from normrepro.bars import Bars
-from normrepro.interrupt import RESUME
-from normrepro.processes import Process, Task, spawn, stop
+from normrepro.launch.bars import Bars
+from normrepro.launch.processes import Process, Task, spawn, stop
 from normrepro.record import Record, read_result
+from normrepro.training import lock
+from normrepro.training.interrupt import RESUME
 
 RESUMES = 10  # how often a run that was interrupted is started again
 GLANCE = 1.0  # seconds between two looks at a run that another process has

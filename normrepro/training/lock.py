@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from normrepro import lease
 from normrepro.checks import ConfigError
-from normrepro.lease import read
+from normrepro.training import lease
+from normrepro.training.lease import read
 
 HELD = 73  # the exit code of a process that finds another at work on its run
 PIPE = "NORMREPRO_PROGRESS_FD"  # as in progress.py, which imports torch

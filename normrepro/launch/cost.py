@@ -68,7 +68,7 @@ def _flops_memory() -> dict[str, int]:
 @functools.cache
 def _model_code() -> str:
     """Hash what builds models and counts their operations."""
-    files = [*sorted(Path(__file__).parent.glob("models/*.py")), Path(__file__)]
+    files = [*sorted(Path(__file__).parents[1].glob("models/*.py")), Path(__file__)]
     versions = [importlib.metadata.version(name) for name in ("torch", "torchvision", "timm")]
     return _hash(*(path.read_text(encoding="utf-8") for path in files), *versions)
 

@@ -4,12 +4,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from normrepro import forks
-from normrepro.bars import Bars
-from normrepro.campaign import Launcher
 from normrepro.checks import ConfigError
-from normrepro.driver import Pool
-from normrepro.processes import Task, spawn
+from normrepro.launch import forks
+from normrepro.launch.bars import Bars
+from normrepro.launch.campaign import Launcher
+from normrepro.launch.driver import Pool
+from normrepro.launch.processes import Task, spawn
 
 NAMES = ("local", "joblib", "slurm")
 
@@ -39,11 +39,11 @@ def launch(
     if name == "joblib" and tasks[0].gpus > 1:
         raise ConfigError("LAUNCHER=joblib trains on one process a run: leave GPUS out")
     if name == "joblib":  # each import in its place: both cost time, and the local pool needs none
-        from normrepro.through_joblib import Joblib
+        from normrepro.launch.through_joblib import Joblib
 
         yield Joblib(tasks, jobs, bars)
     elif name == "slurm":
-        from normrepro import slurm
+        from normrepro.launch import slurm
 
         given = slurm.parse(options)
         yield slurm.Slurm(

@@ -9,7 +9,6 @@ from hydra.utils import instantiate as hydra_instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from normrepro.chance import Chance
 from normrepro.config import ConfigError
 from normrepro.data.base import Source, seed_of
 from normrepro.distributed import Ranks
@@ -17,6 +16,7 @@ from normrepro.models import initialize
 from normrepro.models.dropout import share_dropout
 from normrepro.norms import Normalizer, convert
 from normrepro.tasks.classification import evaluating
+from normrepro.training.chance import Chance
 
 log = logging.getLogger("normrepro")
 

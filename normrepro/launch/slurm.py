@@ -19,13 +19,13 @@ from typing import Any
 import submitit
 import yaml
 
-from normrepro import lock
-from normrepro.bars import Bars
 from normrepro.checks import ConfigError
-from normrepro.driver import RESUMES, Outcome
-from normrepro.interrupt import RESUME
-from normrepro.processes import Task, console
+from normrepro.launch.bars import Bars
+from normrepro.launch.driver import RESUMES, Outcome
+from normrepro.launch.processes import Task, console
 from normrepro.record import ROOT, read_result, write_json
+from normrepro.training import lock
+from normrepro.training.interrupt import RESUME
 
 NOTE = ".job.json"  # in a run's directory: the job that has it
 SHARED = ("timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node")

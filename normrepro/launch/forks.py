@@ -11,10 +11,12 @@ import time
 from collections import deque
 from pathlib import Path
 
-from normrepro.interrupt import RESUME
-from normrepro.processes import Process, Task, console, environment, gpu_numbers, spawn
+from normrepro.launch.processes import Process, Task, console, environment, gpu_numbers, spawn
+from normrepro.launch.zygote import SIZE
 from normrepro.record import ROOT
-from normrepro.zygote import SIZE
+from normrepro.training.interrupt import RESUME
+
+ZYGOTE = "normrepro.launch.zygote"
 
 
 def safe(gpus: int) -> bool:
@@ -37,7 +39,14 @@ class Zygote:
         )  # tests have other scripts
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "normrepro.zygote", str(theirs.fileno()), script, preload],
+                [
+                    sys.executable,
+                    "-m",
+                    "normrepro.launch.zygote",
+                    str(theirs.fileno()),
+                    script,
+                    preload,
+                ],
                 cwd=ROOT,
                 env=environment(0, 1),
                 stdin=subprocess.DEVNULL,

@@ -17,9 +17,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from normrepro import build, record
+from normrepro import record
 from normrepro.config import run_dir, run_name
 from normrepro.distributed import Ranks
+from normrepro.training import build
 
 log = logging.getLogger("normrepro")
 Row = dict[str, Any]

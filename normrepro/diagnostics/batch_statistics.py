@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from normrepro import norms
 from normrepro.config import ConfigError
-from normrepro.diagnostics import AfterEpoch, Epoch, layers
+from normrepro.diagnostics.base import AfterEpoch, Epoch, layers
 
 
 class BatchStatistics(AfterEpoch):

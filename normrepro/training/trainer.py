@@ -10,16 +10,17 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from normrepro import build, finite, norms, optim, precision
+from normrepro import norms
 from normrepro.data.base import Batches, Source
 from normrepro.distributed import Ranks, wrap
-from normrepro.finite import Diverged
-from normrepro.interrupt import Interrupted, Interrupts
-from normrepro.judge import Judge
-from normrepro.progress import Progress
-from normrepro.pulse import Beat, Pulse
-from normrepro.snapshots import Row, Snapshots, State
-from normrepro.wandb_log import Mirror
+from normrepro.training import build, finite, optim, precision
+from normrepro.training.finite import Diverged
+from normrepro.training.interrupt import Interrupted, Interrupts
+from normrepro.training.judge import Judge
+from normrepro.training.progress import Progress
+from normrepro.training.pulse import Beat, Pulse
+from normrepro.training.snapshots import Row, Snapshots, State
+from normrepro.training.wandb_log import Mirror
 
 
 class Trainer:

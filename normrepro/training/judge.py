@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from normrepro.data.base import Batches, Source
 from normrepro.diagnostics import Epoch, Watch
 from normrepro.distributed import Ranks, evaluation_state
-from normrepro.evaluations import Further, judge
+from normrepro.training.evaluations import Further, judge
 
 
 @dataclass

@@ -9,9 +9,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from normrepro import build, checkpoint
 from normrepro.config import ConfigError
 from normrepro.distributed import Ranks, join
+from normrepro.training import build, checkpoint
 from normrepro.trust import vetted
 
 log = logging.getLogger("normrepro")

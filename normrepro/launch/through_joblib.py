@@ -13,12 +13,12 @@ from collections.abc import Iterator, Sequence
 from joblib import Parallel, delayed
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-from normrepro import lock
-from normrepro.bars import Bars
-from normrepro.driver import RESUMES, Outcome
-from normrepro.interrupt import RESUME
-from normrepro.processes import Task, console, environment
+from normrepro.launch.bars import Bars
+from normrepro.launch.driver import RESUMES, Outcome
+from normrepro.launch.processes import Task, console, environment
 from normrepro.record import ROOT, read_result
+from normrepro.training import lock
+from normrepro.training.interrupt import RESUME
 
 
 class Joblib:

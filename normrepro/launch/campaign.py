@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from normrepro import plan, report
-from normrepro.bars import Bars
+from normrepro import report
 from normrepro.checks import ConfigError
-from normrepro.driver import Outcome
-from normrepro.processes import Task
+from normrepro.launch import plan
+from normrepro.launch.bars import Bars
+from normrepro.launch.driver import Outcome
+from normrepro.launch.processes import Task
 from normrepro.record import Record, merge_records, read_records
 from normrepro.tables import Cell, Table
 

@@ -1,0 +1,1 @@
+"""One run: from its config to data, model and loop; what it saves, and how it survives faults."""
