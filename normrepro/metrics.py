@@ -86,6 +86,11 @@ def per_layer(record: Record, name: str, epoch: int | str) -> list[float | None]
     return [number(own, metric) for own in found] if isinstance(found, list) else []
 
 
+def family(name: str) -> str:
+    """Return the metric that a further evaluation gives anew: ``error_ema`` is an ``error``."""
+    return re.sub(r"^((?:best_|top5_)*(?:error|accuracy))_[\w.]+", r"\1", name)
+
+
 def title(name: str) -> str:
     """Return a metric's name for a reader: ``accuracy of the last epoch``."""
     return " ".join(words(name))

@@ -5,9 +5,9 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from normrepro import blocks, papers, report
+from normrepro import blocks, metrics, papers, report
 from normrepro.record import merge_records
-from normrepro.report import index, plots
+from normrepro.report import index, plots, ranking
 from normrepro.report.entries import entries
 from normrepro.report.page import page, sentence
 from normrepro.report.plots import curves, panel
@@ -187,3 +187,17 @@ def test_the_index_lists_every_table_with_its_state(table):
 
 def test_a_bar_in_a_label_does_not_break_the_grid():
     assert blocks.grid(["|B|", "b"], [["1", "2"]]).splitlines()[0] == r"| \|B\| | b |"
+
+
+def test_evaluations_of_one_training_compete_with_each_other():
+    assert metrics.family("error_ema") == metrics.family("error_disturbed_0.1") == "error"
+    assert metrics.family("top5_accuracy_rule@3") == "top5_accuracy@3"
+    assert {metrics.family(name) for name in ("train_error", "best_error", "loss")} == {
+        "train_error",
+        "best_error",
+        "loss",
+    }
+    table = papers.load_table("study", "table1")
+    found = collect(table, "study", {c.run: made_up.record(c, 1.0) for c in table.cells("study")})
+    groups = ranking.groups(table, entries(table, found))
+    assert [len(group.members) for group in groups] == [6, 6, 6, 6]

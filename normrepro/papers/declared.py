@@ -22,7 +22,7 @@ PLOT_KEYS = {"kind", "x", "log", "metrics", "epochs"}
 WORDS = {
     "better": ("lower", "higher"),
     "compare": ("rows", "columns", "none"),
-    "needs": (None, "detection", "segmentation", "speed", "diagnostics"),
+    "needs": (None, "detection", "segmentation", "speed"),
     "describes": (None, "layers"),
 }
 PLOTS = ("curves", "lines", "bars", "layers")

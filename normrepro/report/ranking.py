@@ -26,14 +26,17 @@ class Group:
 
 
 def groups(table: Table, every: Entries) -> list[Group]:
-    """Return what competes: the rows of each column, or the columns of each row, of one metric."""
+    """Return what competes: the rows of each column, or the columns of each row, of one metric.
+
+    One network judged by several rules (error, error_ema) competes with itself and others.
+    """
     if table.compare == "none":
         return []
     found: dict[tuple[str, str, str], dict[Key, tuple[str, Entry]]] = {}
     for row, column in _in_order(table):
         entry = every[row.key, column.key]
         line, other = (column, row) if table.compare == "rows" else (row, column)
-        place = (line.label, row.block or "", entry.metric)
+        place = (line.label, row.block or "", metrics.family(entry.metric))
         found.setdefault(place, {})[row.key, column.key] = (other.label, entry)
     shown = [position for position in range(3) if len({place[position] for place in found}) > 1]
     return [
