@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     result.add_argument("paper", help="mabn, cbn, ..., or all")
-    result.add_argument("table", nargs="?", help="table1, figure2, ...; default: all of the paper")
+    result.add_argument("table", nargs="?", help="table1, figure2 (all its panels), ...; default: all")
     result.add_argument("--scale", default="proxy")
     result.add_argument("--seeds", type=int, help="default: as many as the table declares")
     result.add_argument("--gpus", type=int, default=1, help="processes per run, one per GPU")
@@ -38,7 +38,7 @@ def main() -> None:
         tables, others = plan.chosen(args.paper, args.table, args.scale)
         records = read_records(args.results / "records.jsonl")
         known = (args.scale, records, args.seeds)
-        if args.table:
+        if args.table and not tables[1:]:
             text = plan.render(tables[0], *known, args.gpus, args.tflops, args.runs)
         else:
             text = plan.overview(tables, others, *known, args.tflops, args.runs)

@@ -156,3 +156,11 @@ def test_panels_have_names_and_a_row_may_differ_in_one_column():
     content["figures"] = {"1 b": content["figures"]["1b"]}
     with pytest.raises(ConfigError, match="'1 b' is no number"):
         papers.parse("mabn", content)
+
+
+def test_a_figure_without_a_letter_is_all_its_panels():
+    panels = papers.load_panels("xbnblock", "figure2")
+    assert [table.name for table in panels] == ["figure2a", "figure2b", "figure2c"]
+    assert [table.name for table in papers.load_panels("mabn", "table1")] == ["table1"]
+    with pytest.raises(ConfigError, match="mabn has no 'figure9'"):
+        papers.load_panels("mabn", "figure9")

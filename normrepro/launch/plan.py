@@ -31,14 +31,15 @@ def chosen(paper: str, name: str | None, scale: str) -> tuple[list[Table], list[
 
     Args:
         paper: A paper's name, or "all".
-        name: A table or figure; None takes all.
+        name: A table or figure, or a figure without the letter of its panels; None takes all.
         scale: The scale to make them at.
     """
     if name is not None:
-        table = papers.load_table(paper, name)
-        table.scale(scale)  # or an error that says what there is
-        return [table], []
-    tables = papers.load_all() if paper == "all" else list(papers.load(paper).values())
+        tables = papers.load_panels(paper, name)
+        if not tables[1:]:
+            tables[0].scale(scale)  # or an error that says what there is
+    else:
+        tables = papers.load_all() if paper == "all" else list(papers.load(paper).values())
     why = {table.label: obstacle(table, scale) for table in tables}
     return (
         [table for table in tables if not why[table.label]],

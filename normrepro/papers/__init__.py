@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from normrepro.config import ConfigError
 from normrepro.papers.declared import Table, check_illustrations, parse
 
-__all__ = ["FOLDER", "illustrations", "load", "load_all", "load_table", "names", "parse"]
+__all__ = ["FOLDER", "illustrations", "load", "load_all", "load_panels", "load_table", "names", "parse"]
 
 FOLDER = Path(__file__).parent
 
@@ -34,6 +34,12 @@ def content(paper: str) -> Mapping[str, Any]:
 def load(paper: str) -> dict[str, Table]:
     """Read the tables and figures of a paper, by names such as ``table1``."""
     return parse(paper, content(paper))
+
+
+def load_panels(paper: str, name: str) -> list[Table]:
+    """Read a table or figure, or all panels of one: ``figure2`` is 2a, 2b and so on."""
+    panels = [table for key, table in load(paper).items() if key[:-1] == name]
+    return panels if panels and panels[0].name[-1].isalpha() else [load_table(paper, name)]
 
 
 def load_table(paper: str, name: str) -> Table:
