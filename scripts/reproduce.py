@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     result.add_argument("paper", help="mabn, cbn, ..., or all")
-    result.add_argument("table", nargs="?", help="table1, figure2 (all its panels), ...; default: all")
+    result.add_argument("table", nargs="?", help="table1, figure2 (with its panels), ...")
     result.add_argument("--scale", default="proxy")
     result.add_argument("--seeds", type=int, help="default: as many as the table declares")
     result.add_argument("--gpus", type=int, default=1, help="GPUs of one run, a process for each")

@@ -13,7 +13,16 @@ from omegaconf import OmegaConf
 from normrepro.config import ConfigError
 from normrepro.papers.declared import Table, check_illustrations, parse
 
-__all__ = ["FOLDER", "illustrations", "load", "load_all", "load_panels", "load_table", "names", "parse"]
+__all__ = [
+    "FOLDER",
+    "illustrations",
+    "load",
+    "load_all",
+    "load_panels",
+    "load_table",
+    "names",
+    "parse",
+]
 
 FOLDER = Path(__file__).parent
 
