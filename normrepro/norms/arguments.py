@@ -1,6 +1,6 @@
 """Checks of a layer's arguments, so that a wrong one is named before any work starts."""
 
-from numbers import Real
+import math
 from typing import Any
 
 
@@ -14,6 +14,10 @@ def integer(least: int = 1, **arguments: Any) -> None:
 def number(low: float, high: float = float("inf"), **arguments: Any) -> None:
     """Refuse arguments that are not numbers from `low` to `high`: ValueError names the first."""
     for name, value in arguments.items():
-        if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
+        try:
+            own = math.nan if isinstance(value, bool | str) else float(value)
+        except (TypeError, ValueError):
+            own = math.nan
+        if not low <= own <= high:
             limit = "or more" if high == float("inf") else f"to {high:g}"
             raise ValueError(f"{name}={value} must be a number of {low:g} {limit}")
