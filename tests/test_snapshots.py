@@ -51,6 +51,8 @@ def test_channels_last_is_chosen_where_it_is_faster() -> None:
     half = compose(["precision=bfloat16"])
     assert build.channels_last(half, gpu)
     assert not build.channels_last(half, cpu)
+    assert build.channels_last(compose(["data=cifar10"]), cpu)
+    assert not build.channels_last(compose(["data=imagenet"]), cpu)
     assert not build.channels_last(compose([]), gpu)
     assert build.channels_last(compose(["run.channels_last=true"]), cpu)
     assert not build.channels_last(compose(["run.channels_last=false", "precision=bfloat16"]), gpu)
