@@ -24,6 +24,7 @@ THEMES = (
     "fitting",
     "inference",
     "instances",
+    "mnist",
     "placement",
     "protocol",
     "shift",

@@ -6,8 +6,10 @@ A claim of the YAML:
     kind     exact | statistical | training | arithmetic | design | measured | notation
     verdict  what the check shows if every number is within its bound:
              holds | limited (within limits, which the note names) | false | open
-    check    name of the function that measures; without one the note says why
+    check    name of the function that measures, or several; without one the note says why
     expect   number -> "< 1e-12", "> 0.5", ">= 0", "4 ± 0.05"; or null: shown, held to nothing
+    chaotic  true: a training whose digits hang on the last bits of the machine; only the bounds
+             are shown
     note     what it means for a reader
 """
 
@@ -65,9 +67,10 @@ class Claim:
     where: str
     kind: str
     verdict: str
-    check: str | None
+    checks: tuple[str, ...]
     expect: Mapping[str, Bound]
     note: str
+    chaotic: bool = False
 
 
 def digits(value: float) -> str:
@@ -115,7 +118,8 @@ def parse(paper: str, key: str, value: Mapping[str, Any]) -> Claim:
     Raises:
         ConfigError: An unknown word, or something missing.
     """
-    rest = set(value) - {"claim", "where", "kind", "verdict", "check", "expect", "note"}
+    optional = {"check", "expect", "note", "chaotic"}
+    rest = set(value) - {"claim", "where", "kind", "verdict"} - optional
     if rest or not {"claim", "where", "kind", "verdict"} <= set(value):
         raise ConfigError(
             f"claim {key}: has or lacks {sorted(rest) or 'claim, where, kind, verdict'}"
@@ -127,6 +131,8 @@ def parse(paper: str, key: str, value: Mapping[str, Any]) -> Claim:
         raise ConfigError(f"claim {key}: neither a check nor a note that says why")
     expect = {name: bound(text) for name, text in (value.get("expect") or {}).items()}
     claim = " ".join(value["claim"].split())
-    check = value.get("check")
+    checks = value.get("check") or ()
+    checks = (checks,) if isinstance(checks, str) else tuple(checks)
     kind, verdict = value["kind"], value["verdict"]
-    return Claim(key, paper, claim, value["where"], kind, verdict, check, expect, note)
+    chaotic = bool(value.get("chaotic"))
+    return Claim(key, paper, claim, value["where"], kind, verdict, checks, expect, note, chaotic)

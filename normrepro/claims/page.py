@@ -25,9 +25,7 @@ Measured = Mapping[str, Mapping[str, float]]
 
 def broken(claim: Claim, measured: Measured) -> list[str]:
     """Say which numbers are out of their bounds, or missing."""
-    if claim.check is None:
-        return []
-    found = measured[claim.check]
+    found = taken(claim, measured)
     lacking = [f"{claim.id}: no number {name!r}" for name in claim.expect if name not in found]
     return lacking + [
         f"{claim.id}: {bound.show(name, found[name])}"
@@ -43,10 +41,19 @@ def verdict(claim: Claim, measured: Measured) -> str:
 
 def numbers(claim: Claim, measured: Measured) -> str:
     """Write the measured numbers beside their bounds."""
-    if claim.check is None:
-        return "—"
-    found = measured[claim.check]
-    return "; ".join(b.show(n, found[n]) for n, b in claim.expect.items() if n in found)
+    found, texts = taken(claim, measured), []
+    for name, bound in claim.expect.items():
+        if name in found and not claim.chaotic:
+            texts.append(bound.show(name, found[name]))
+        elif name in found and bound.text:
+            met = bound.met(found[name])
+            texts.append(f"{name.replace('_', ' ')} {'' if met else 'not '}{bound.text}")
+    return "; ".join(texts) or "—"
+
+
+def taken(claim: Claim, measured: Measured) -> Mapping[str, float]:
+    """Join the numbers of a claim's checks."""
+    return {k: v for check in claim.checks for k, v in measured[check].items()}
 
 
 def render(claims: Sequence[Claim], measured: Measured) -> str:
@@ -89,8 +96,14 @@ def _summary(claims: Sequence[Claim], measured: Measured) -> list[Block]:
     ):
         own = [c for c in claims if verdict(c, measured) == word]
         if own:
-            found += [Title(title, 2), Points([f"{c.id}: {c.claim} {c.note}" for c in own])]
+            found += [Title(title, 2), Points([_point(c, measured) for c in own])]
     return found
+
+
+def _point(claim: Claim, measured: Measured) -> str:
+    found = numbers(claim, measured)
+    middle = f" *{found}.*" if claim.checks and claim.verdict != "limited" else ""
+    return f"{claim.id}: {claim.claim}{middle} {claim.note}".rstrip()
 
 
 def _kinds(claims: Sequence[Claim], measured: Measured, word: str) -> str:

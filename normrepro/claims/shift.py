@@ -152,13 +152,3 @@ def modes_of_earlier_layers() -> Mapping[str, float]:
     """ESM of the last layer at step 5, with the layers before in evaluation and training mode."""
     seen = run("bn", ALL, 0, EARLY)
     return rounded({"evaluation": seen["esm"][0][-1], "training": seen["same"][0][-1]})
-
-
-@check
-def without_norm() -> Mapping[str, float]:
-    """Test error after 32 images without a norm, beside BN; He's initialization, 2 seeds."""
-    found = {}
-    for norm in ("none", "bn"):
-        seen = [run(norm, 32, seed)["test"][-1] for seed in range(2)]
-        found[norm] = sum(seen) / 2
-    return rounded(found)
