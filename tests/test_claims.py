@@ -10,7 +10,7 @@ import torch
 
 from normrepro.claims import declared, load_checks, page
 from normrepro.config import ConfigError
-from normrepro.norms import MABN
+from normrepro.norms import MABN, evalnorm
 
 ROOT = Path(__file__).resolve().parents[1]
 IDS = {"M": 21, "C": 19, "E": 18, "X": 17}
@@ -86,6 +86,16 @@ def test_a_broken_formula_fails(
     with pytest.raises(SystemExit, match="W-6: dX over 6 steps"):
         script.main()
     assert page.BROKEN in capsys.readouterr().out
+
+
+def test_an_evaluation_one_percent_off_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = evalnorm.corrected
+    changed = lambda x, mean, var, a, *rest: own(x, mean, var, 1.01 * a, *rest)  # noqa: E731
+    monkeypatch.setattr(evalnorm, "corrected", changed)
+    checks = load_checks()
+    for claim in (c for c in CLAIMS if c.id in ("E-1", "E-3", "E-4")):
+        measured = {name: checks[name]() for name in claim.checks}
+        assert page.verdict(claim, measured) == page.BROKEN
 
 
 def test_a_number_that_a_check_does_not_give_is_a_failure() -> None:
