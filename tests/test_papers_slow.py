@@ -29,7 +29,7 @@ TRAINED = {
     "xbnblock": ("table1", "table2", "table3"),
 }
 NAMES = [(paper, name) for paper, names in TRAINED.items() for name in names]
-SIDE = {"inception_v3": 96}  # pixels; the others take 32
+SIDE = {"inception_v3": 96}  # pixels; the others take 32, or 64 where an image is alone
 LARGEST, IMAGES = 32, 16  # a normalization batch; a step where that leaves room
 
 
@@ -70,7 +70,8 @@ def entries(table: Table) -> Iterator[tuple[Line, Line, tuple[str, ...]]]:
         for column in table.columns:
             overrides = table.overrides("paper", row, column)
             cfg = config.compose(overrides)
-            side = SIDE.get(cfg.model.name, 32)
+            alone = cfg.batch.norm == 1  # one image needs more than one value a channel
+            side = SIDE.get(cfg.model.name, 64 if alone else 32)
             small = ["data=folder", "data.workers=0", f"data.size={side}", "scale=smoke"]
             if "offline" in (cfg.norm.get("evaluations") or {}):
                 small += ["norm.evaluations.offline.epochs=1", "norm.evaluations.offline.steps=1"]
