@@ -46,7 +46,7 @@ def saved(folder: Path) -> dict:
     return state
 
 
-@pytest.mark.parametrize("norm", ["mabn", "brn"])
+@pytest.mark.parametrize("norm", ["mabn", pytest.param("brn", marks=pytest.mark.slow)])
 def test_a_killed_run_ends_with_the_same_bits(start: Callable, tmp_path: Path, norm: str) -> None:
     arguments = [f"norm={norm}", *RUN[1:]]
     assert start(*arguments, root="whole").returncode == 0
@@ -70,7 +70,10 @@ def interrupted(start: Callable, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
+@pytest.mark.parametrize(
+    "damage",
+    ["flipped", *(pytest.param(d, marks=pytest.mark.slow) for d in ("truncated", "empty"))],
+)
 def test_a_damaged_checkpoint_falls_back_to_the_previous(
     start: Callable, tmp_path: Path, damage: str
 ) -> None:

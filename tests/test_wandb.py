@@ -63,6 +63,7 @@ def test_one_offline_run_with_every_epoch_once_also_across_a_kill(
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
 def test_a_sweep_has_one_wandb_run_per_run(start: Callable, tmp_path: Path) -> None:
     done = start("-m", "norm=bn,gn", "norm.layer.momentum=0.1", "scale=smoke", WANDB_MODE="offline")
     assert (
