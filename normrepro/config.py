@@ -25,6 +25,7 @@ __all__ = [
     "ConfigError",
     "check",
     "compose",
+    "counts_are_known",
     "identity",
     "rank",
     "register_resolvers",
@@ -117,13 +118,14 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
         outside.update(BATCH_ONLY)
         if cfg.recipe.get("mixup") is not None:  # partners are of the same device
             outside.discard("batch.devices")
-    if not _counts_are_known(cfg):  # then nothing but its folder tells this data from other data
+    if not counts_are_known(cfg):  # then nothing but its folder tells this data from other data
         outside.discard("data.root")
     plain = {key: _plain(cfg, key) for key in cfg if key not in outside}
     return _strip(plain, outside, "")
 
 
-def _counts_are_known(cfg: DictConfig) -> bool:
+def counts_are_known(cfg: DictConfig) -> bool:
+    """Tell whether the data set has known counts, so that its folder says nothing of it."""
     expect = cfg.data.get("expect") or {}
     return expect.get("classes") is not None
 

@@ -113,7 +113,7 @@ def make_record(trainer: Trainer, outcome: dict[str, Any]) -> dict[str, Any]:
         "run": run_name(trainer.cfg),
         **outcome,
         "scale": trainer.cfg.scale.name,
-        "config": build.plain(trainer.cfg),
+        "config": build.told(trainer.cfg),
         "metrics": summary(history) | outcome.get("metrics", {}),
         "history": history,
         **({"layers": layer_names(trainer.model)} if trainer.judge.watch.diagnostics else {}),

@@ -37,6 +37,7 @@ def test_a_record_has_all_that_a_table_needs(tmp_path: Path) -> None:
     assert record["environment"]["torch"].startswith(torch.__version__.split("+")[0])
     assert record["config"]["batch"] == {"total": 32, "devices": 2, "norm": 2}
     assert "hydra" not in record["config"]
+    assert record["config"]["run"]["root"] is None  # a folder of the machine
 
 
 @pytest.mark.parametrize("norm", ["bn", "brn", "mabn", "mabn_official", "gn"])

@@ -9,7 +9,7 @@ from hydra.utils import instantiate as hydra_instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from normrepro.config import ConfigError
+from normrepro.config import ConfigError, counts_are_known
 from normrepro.data.base import Source, seed_of
 from normrepro.distributed import Ranks
 from normrepro.models import initialize
@@ -164,6 +164,18 @@ def chance(cfg: DictConfig, net: nn.Module, classes: int, ranks: Ranks) -> Chanc
     share = cfg.batch.total // cfg.batch.devices
     alpha = cfg.recipe.get("mixup")
     return Chance(net, classes, cfg.seed, ranks.rank, share, ranks.rank * local, alpha)
+
+
+def told(cfg: DictConfig) -> dict[str, Any]:
+    """Return a run's config for its record: without the folders of this machine.
+
+    Where nothing but its folder tells the data from other data, that folder stays.
+    """
+    config = plain(cfg)
+    config["run"]["root"] = None
+    if counts_are_known(cfg):
+        config["data"]["root"] = None
+    return config
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
