@@ -201,3 +201,10 @@ def test_evaluations_of_one_training_compete_with_each_other():
     found = collect(table, "study", {c.run: made_up.record(c, 1.0) for c in table.cells("study")})
     groups = ranking.groups(table, entries(table, found))
     assert [len(group.members) for group in groups] == [6, 6, 6, 6]
+
+
+def test_a_table_without_values_of_a_paper_has_no_columns_for_them():
+    table = papers.load_table("study", "table1")
+    records = {c.run: made_up.record(c, 1.0) for c in table.cells("study")}
+    assert "paper (full scale)" not in text_of(table, records, "study")
+    assert "paper (full scale)" in text_of(papers.load_table("mabn", "table1"), {})

@@ -19,7 +19,10 @@ Text = Callable[[Entry], str]
 
 
 def results(table: Table, scale: str, every: Entries) -> list[Block]:
-    """Return the main grids: ours, the paper's, and at scale=paper differences and verdicts."""
+    """Return the main grids: ours, the paper's, and at scale=paper differences and verdicts.
+
+    A figure whose numbers nobody can read, and a study of our own, have only ours.
+    """
     paper = "paper" if scale == "paper" else "paper (full scale)"
     parts = [
         ("here", partial(ours, best(table, every))),
@@ -27,6 +30,8 @@ def results(table: Table, scale: str, every: Entries) -> list[Block]:
     ]
     judged = [("difference", difference), ("verdict", partial(_verdict, table))]
     judged = judged if scale == "paper" else []
+    if all(entry.paper is None for entry in every.values()):
+        parts, judged = parts[:1], []
     if (len(parts) + len(judged) + 2 * bool(table.delta)) * len(table.columns) <= WIDE:
         return [_narrow(table, every, [*parts, *judged], paper)]
     parts += [("difference and verdict", partial(_judged, table))] if judged else []
