@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from normrepro import papers
 from normrepro.launch import bars, driver, processes
 from normrepro.record import read_records
+from normrepro.training import lock
 
 pytestmark = pytest.mark.dist
 ROOT = Path(__file__).resolve().parents[1]
@@ -134,6 +136,20 @@ def test_a_stopped_driver_leaves_no_process(start, tmp_path):
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_a_run_that_another_process_holds_is_left_to_it(start, tmp_path):
+    held = papers.load_table("mabn", "table1").cells("proxy", 1)[0].run
+    with lock.hold(tmp_path / "runs" / held):
+        process = start("train")
+        deadline = time.monotonic() + 60
+        while len(list(tmp_path.glob("runs/*/result.json"))) < 3 and time.monotonic() < deadline:
+            time.sleep(0.1)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert f"{held} is being trained by process {os.getpid()}" in err
+    assert "left to it" in err
+    assert "4 of 4 cells" in out
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from torch import Tensor
 from normrepro.norms.arguments import number
 from normrepro.norms.base import Normalizer
 from normrepro.norms.batch import BatchNorm
-from normrepro.norms.core import compute_dtype, is_channels_last
+from normrepro.norms.layout import compute_dtype, dense
 
 
 class IBN(Normalizer):
@@ -67,10 +67,7 @@ class IBN(Normalizer):
         if self.weight is not None:
             shape = (1, -1) + (1,) * (x.dim() - 2)
             y = torch.addcmul(self.bias.view(shape), y, self.weight.view(shape))
-        if is_channels_last(x):
-            form = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
-            y = y.contiguous(memory_format=form)
-        return y.to(x.dtype)
+        return dense(y, x).to(x.dtype)
 
     def adopt(self, mean: Tensor, var: Tensor) -> bool:
         """Take over mean and variance of the channels of batch norm."""

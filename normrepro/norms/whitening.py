@@ -5,7 +5,7 @@ from torch import Tensor
 
 from normrepro.norms.arguments import integer
 from normrepro.norms.base import Normalizer
-from normrepro.norms.core import compute_dtype, is_channels_last
+from normrepro.norms.layout import compute_dtype, dense
 
 VARIANTS = ("paper", "official")
 
@@ -73,10 +73,7 @@ class GroupWhitening(Normalizer):
         if self.weight is not None:
             shape = (1, -1) + (1,) * (x.dim() - 2)
             y = torch.addcmul(self.bias.view(shape), y, self.weight.view(shape))
-        if is_channels_last(x):
-            form = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
-            y = y.contiguous(memory_format=form)
-        return y.to(x.dtype)
+        return dense(y, x).to(x.dtype)
 
     def _whiten(self, v: Tensor) -> Tensor:
         """Multiply centred v (N, G, m) by the iteration's inverse root of its covariance."""

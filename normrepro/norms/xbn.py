@@ -14,7 +14,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from normrepro.norms.arguments import number
 from normrepro.norms.batch import BatchNorm
 from normrepro.norms.conversion import replace
 
@@ -60,9 +59,8 @@ class DisturbedBatchNorm(BatchNorm):
         seed: int | None = None,
     ) -> None:
         super().__init__(channels, group, replicas, eps, affine, momentum)
-        number(0, delta=delta)
-        if delta >= 1 or per not in ("channel", "layer"):
-            raise ValueError(f"{delta=} must be below 1, {per=} 'channel' or 'layer'")
+        if delta is None or not 0 <= delta < 1 or per not in ("channel", "layer"):
+            raise ValueError(f"{delta=} must be in [0, 1), {per=} 'channel' or 'layer'")
         self.delta, self.per = delta, per
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         for name in ("mean", "var"):

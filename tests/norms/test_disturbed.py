@@ -47,7 +47,7 @@ def test_disturbance_grows_with_its_magnitude() -> None:
     assert changes[0] == 0
     assert changes == sorted(set(changes))
     for delta, per in ((1.0, "channel"), (-0.1, "channel"), (0.1, "group")):
-        with pytest.raises(ValueError, match="must be"):
+        with pytest.raises(ValueError, match="must be in"):
             norms.DisturbedBatchNorm(6, delta=delta, per=per)
 
 
